@@ -1,0 +1,87 @@
+"""sbijax: simulation-based inference as pure functions, compiled by JAX.
+
+Public names load on first use, so that importing the package costs nothing
+beyond JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sbijax import densities, diagnostics, losses, networks, plots, simulators
+    from sbijax.base import (
+        Density,
+        Estimator,
+        Network,
+        Params,
+        Prior,
+        SbijaxWarning,
+        Simulations,
+        Standardizer,
+        Stats,
+        make_simulations,
+    )
+    from sbijax.estimators import make_npe
+    from sbijax.inference import Posterior, infer
+    from sbijax.io import load, save
+    from sbijax.priors import make_prior
+    from sbijax.simulators.simulate import simulate
+    from sbijax.training import TrainConfig, TrainInfo, fit, train
+
+__all__ = [
+    "Density",
+    "Estimator",
+    "Network",
+    "Params",
+    "Posterior",
+    "Prior",
+    "SbijaxWarning",
+    "Simulations",
+    "Standardizer",
+    "Stats",
+    "TrainConfig",
+    "TrainInfo",
+    "densities",
+    "diagnostics",
+    "fit",
+    "infer",
+    "load",
+    "losses",
+    "make_npe",
+    "make_prior",
+    "make_simulations",
+    "networks",
+    "plots",
+    "save",
+    "simulate",
+    "simulators",
+    "train",
+]
+
+_MODULES = ("densities", "diagnostics", "losses", "networks", "plots", "simulators")
+_HOMES = {
+    "base": (
+        "Density Estimator Network Params Prior SbijaxWarning Simulations "
+        "Standardizer Stats make_simulations"
+    ),
+    "estimators": "make_npe",
+    "inference": "Posterior infer",
+    "io": "load save",
+    "priors": "make_prior",
+    "simulators.simulate": "simulate",
+    "training": "TrainConfig TrainInfo fit train",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"sbijax.{name}")
+    if name in _HOME_OF:
+        module = importlib.import_module(f"sbijax.{_HOME_OF[name]}")
+        return getattr(module, name)
+    raise AttributeError(f"module 'sbijax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,356 @@
+"""Records and contracts that every other module speaks.
+
+An estimator is a record of four pure functions over an explicit parameter
+pytree.  The contract of each function (shapes, meaning, who consumes the key)
+is written once, on the `Protocol` of its name below.  Shape letters: `N`
+simulations, `B` batch, `D` theta dimension, `S` draws.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = [
+    "Array",
+    "Density",
+    "Estimator",
+    "Network",
+    "Params",
+    "Prior",
+    "PyTree",
+    "SbijaxWarning",
+    "Simulations",
+    "Standardizer",
+    "Stats",
+    "check_finite",
+    "check_key",
+    "check_like",
+    "describe",
+    "fill_zero_weight",
+    "make_simulations",
+]
+
+Array = jax.Array
+PyTree = Any
+
+
+class SbijaxWarning(UserWarning):
+    """An answer was returned, but something about it deserves a look."""
+
+
+class Simulations(NamedTuple):
+    """Pairs of parameters and data: the only data container.
+
+    `theta` has leaves `[N, ...]` in the prior's structure (constrained space),
+    `x` any pytree with leaves `[N, ...]`, and `weight` is `[N]`: 0 marks
+    padding or a failed simulation, anything else is an importance weight.
+    """
+
+    theta: PyTree
+    x: PyTree
+    weight: Array
+
+
+class Stats(NamedTuple):
+    """What an estimator fits once in `init`; the optimizer never sees it.
+
+    `example` is one simulation (leaves without axis 0, weight 1): it carries
+    the structure of theta and x, and stands in for rows of weight 0.  `theta`
+    and `x` hold the fitted standardisations.
+    """
+
+    example: Simulations
+    theta: PyTree
+    x: PyTree
+
+
+class Params(NamedTuple):
+    """Parameters of an estimator: `net` is trained, `stats` is a `Stats`."""
+
+    net: PyTree
+    stats: PyTree
+
+
+class InitFn(Protocol):
+    """Make initial parameters and fit the data statistics."""
+
+    def __call__(self, key: Array, sims: Simulations) -> Params:
+        """Consume `key` for the initial weights; rows of weight 0 have no effect."""
+        ...
+
+
+class LossFn(Protocol):
+    """Scalar training objective, the weighted mean over a batch."""
+
+    def __call__(self, params: Params, key: Array, batch: Simulations) -> Array:
+        """Batch leaves are `[B, ...]`; `key` feeds stochastic objectives only."""
+        ...
+
+
+class LogProbFn(Protocol):
+    """Log-density of one theta given one x."""
+
+    def __call__(self, params: Params, theta: PyTree, x: PyTree) -> Array:
+        """Return a scalar, -inf outside the prior's support, normalised or not."""
+        ...
+
+
+class SampleFn(Protocol):
+    """Draws from the posterior of one x."""
+
+    def __call__(
+        self, params: Params, key: Array, x: PyTree, *, num_samples: int
+    ) -> tuple[PyTree, Any]:
+        """Return theta with leaves `[S, ...]` and an info record of arrays."""
+        ...
+
+
+class Estimator(NamedTuple):
+    """A method of inference as four pure functions.
+
+    `loss` is None for training-free methods, `log_prob` is None where there is
+    no density.
+    """
+
+    init: InitFn
+    loss: LossFn | None
+    log_prob: LogProbFn | None
+    sample: SampleFn
+
+
+class Prior(NamedTuple):
+    """A distribution over theta with a vector form in R^D.
+
+    `sample(key) -> theta` draws one theta.  `log_prob(theta) -> scalar` is
+    -inf outside the support and never NaN.  `to_vector(theta) -> [D]` maps to
+    unconstrained space and is finite at the bounds, `from_vector(z) -> theta`
+    is its inverse, and `log_det(z) -> scalar` is log |d theta / d z| at z.
+    """
+
+    sample: Callable[[Array], PyTree]
+    log_prob: Callable[[PyTree], Array]
+    to_vector: Callable[[PyTree], Array]
+    from_vector: Callable[[Array], PyTree]
+    log_det: Callable[[Array], Array]
+    num_dims: int
+
+
+class Network(NamedTuple):
+    """A stateless network over explicit parameters.
+
+    `init(key, *inputs) -> params` and `apply(params, *inputs) -> outputs`, on
+    inputs of one example.  A flax.linen module already has this form.
+    """
+
+    init: Callable[..., PyTree]
+    apply: Callable[..., Any]
+
+
+class Density(NamedTuple):
+    """A conditional density on R^D given a context vector of length `H`.
+
+    `init(key, y, context) -> net` for `y` of shape `[D]` and `context` `[H]`,
+    `log_prob(net, y, context) -> scalar`, and
+    `sample(net, key, context, *, shape) -> y` of `shape` `(S, D)`.
+    """
+
+    init: Callable[[Array, Array, Array], PyTree]
+    log_prob: Callable[[PyTree, Array, Array], Array]
+    sample: Callable[..., Array]
+
+
+class Standardizer(NamedTuple):
+    """A fitted elementwise bijection that brings data to order one.
+
+    `fit(values, weight) -> stats` for leaves `[N, ...]`, `forward(stats,
+    value)` and `inverse(stats, value)` on leaves `[...]` of one example, and
+    `log_det(stats, value) -> scalar`, the log-determinant of `forward`.
+    """
+
+    fit: Callable[[PyTree, Array], PyTree]
+    forward: Callable[[PyTree, PyTree], PyTree]
+    inverse: Callable[[PyTree, PyTree], PyTree]
+    log_det: Callable[[PyTree, PyTree], Array]
+
+
+def check_key(key: Array, name: str = "key") -> None:
+    """Raise a `TypeError` unless `key` is one typed PRNG key.
+
+    Example:
+        >>> import jax
+        >>> from sbijax.base import check_key
+        >>> check_key(jax.random.key(0))
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        given = repr(key) if np.ndim(key) == 0 else f"an array {describe(key)}"
+        raise TypeError(
+            f"{name} must be a typed PRNG key, got {given}. Make one with "
+            "jax.random.key(seed), or wrap a legacy key with "
+            "jax.random.wrap_key_data(key)."
+        )
+    if key.ndim:
+        raise TypeError(
+            f"{name} must be one PRNG key, got a batch of shape {key.shape}. "
+            "Pass one key, or jax.vmap the call over the batch."
+        )
+
+
+def describe(tree: PyTree) -> str:
+    """Shapes and dtypes of a pytree as short text, such as `{'a': float32[3]}`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sbijax.base import describe
+        >>> describe({"a": jnp.zeros(3)})
+        '{a: float32[3]}'
+    """
+    if isinstance(tree, dict):
+        return "{" + ", ".join(f"{k}: {describe(v)}" for k, v in tree.items()) + "}"
+    if isinstance(tree, tuple | list):
+        return "(" + ", ".join(describe(v) for v in tree) + ")"
+    dtype = getattr(tree, "dtype", None) or np.asarray(tree).dtype
+    return f"{dtype}[{','.join(map(str, np.shape(tree)))}]"
+
+
+def check_like(value: PyTree, example: PyTree, name: str) -> PyTree:
+    """Convert `value` to arrays shaped like `example`, or say what differs.
+
+    numpy arrays, float64 and Python numbers are converted to the dtype of
+    `example`.
+
+    Args:
+        value: pytree to check, one example without a batch axis.
+        example: pytree with the structure and shapes that are expected.
+        name: what to call `value` in the message.
+
+    Returns:
+        `value` with the leaves of `example`'s dtypes.
+
+    Raises:
+        ValueError: structure or shapes differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sbijax.base import check_like
+        >>> check_like(1.0, jnp.zeros(()), "x").dtype
+        dtype('float32')
+    """
+    expected = f"expected {describe(example)} as in the simulations"
+    if jax.tree.structure(value) != jax.tree.structure(example):
+        raise ValueError(
+            f"{name} has another structure than the simulations: got "
+            f"{describe(value)}, {expected}."
+        )
+    leaves, examples = jax.tree.leaves(value), jax.tree.leaves(example)
+    if any(np.shape(a) != np.shape(b) for a, b in zip(leaves, examples, strict=True)):
+        batched = all(
+            np.shape(a)[1:] == np.shape(b) and np.ndim(a) == np.ndim(b) + 1
+            for a, b in zip(leaves, examples, strict=True)
+        )
+        mend = (
+            " It looks like a batch: jax.vmap over the first axis."
+            if batched
+            else ""
+        )
+        raise ValueError(
+            f"{name} has another shape than the simulations: got "
+            f"{describe(value)}, {expected}.{mend}"
+        )
+    return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), value, example)
+
+
+def check_finite(value: PyTree, name: str) -> None:
+    """Raise a `ValueError` if a concrete `value` holds NaN or infinities.
+
+    Traced values pass: inside `jit` and `vmap` a fault is data.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if isinstance(leaf, jax.core.Tracer):
+            continue
+        bad = int(np.sum(~np.isfinite(np.asarray(leaf, dtype=float))))
+        if bad:
+            where = jax.tree_util.keystr(path)
+            raise ValueError(
+                f"{name}{where} holds {bad} non-finite value(s) of "
+                f"{np.size(leaf)}. Replace or leave out the missing entries "
+                "in the observation and in the simulations alike."
+            )
+
+
+def make_simulations(
+    theta: PyTree, x: PyTree, weight: Array | None = None
+) -> Simulations:
+    """Build `Simulations` from arrays of any kind, with failed rows at weight 0.
+
+    Args:
+        theta: pytree with leaves `[N, ...]`, arrays or anything numpy reads.
+        x: pytree with leaves `[N, ...]`.
+        weight: `[N]`, non-negative; by default 1 for every row.
+
+    Returns:
+        The simulations in the default floating dtype; rows with a non-finite
+        theta or x have weight 0.
+
+    Raises:
+        ValueError: no rows, lengths that differ, weights that are negative.
+
+    Example:
+        >>> import numpy as np
+        >>> from sbijax import make_simulations
+        >>> sims = make_simulations(np.zeros(3), np.array([[1.0], [np.nan], [2.0]]))
+        >>> sims.weight.tolist()
+        [1.0, 0.0, 1.0]
+    """
+    theta, x = jax.tree.map(_to_array, (theta, x))
+    sizes = {
+        f"{name}{jax.tree_util.keystr(path)}": leaf.shape[0] if leaf.ndim else None
+        for name, tree in (("theta", theta), ("x", x), ("weight", weight))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(_to_array_tree(tree))
+    }
+    lengths = set(sizes.values())
+    if len(lengths) != 1 or None in lengths:
+        listing = ", ".join(f"{k}: {v}" for k, v in sizes.items())
+        raise ValueError(
+            "theta, x and weight must have one row per simulation, the same "
+            f"number in each; got rows {listing}."
+        )
+    (size,) = lengths
+    if size == 0:
+        raise ValueError("there are no simulations: every array has 0 rows.")
+    weight = jnp.ones(size) if weight is None else _to_array(weight)
+    if not isinstance(weight, jax.core.Tracer) and not bool(jnp.all(weight >= 0)):
+        raise ValueError("weight must be non-negative and not NaN in every row.")
+    valid = jnp.ones(size, bool)
+    for leaf in jax.tree.leaves((theta, x)):
+        valid &= jnp.all(jnp.isfinite(leaf).reshape(size, -1), axis=1)
+    return Simulations(theta, x, jnp.where(valid, weight, 0.0))
+
+
+def fill_zero_weight(batch: Simulations, example: Simulations) -> Simulations:
+    """Replace rows of weight 0 by `example`, so that NaN there reaches nothing."""
+    keep = batch.weight > 0
+
+    def fill(leaf: Array, default: Array) -> Array:
+        mask = keep.reshape((-1,) + (1,) * (leaf.ndim - 1))
+        return jnp.where(mask, leaf, default)
+
+    theta = jax.tree.map(fill, batch.theta, example.theta)
+    x = jax.tree.map(fill, batch.x, example.x)
+    return Simulations(theta, x, batch.weight)
+
+
+def _to_array(leaf: Any) -> Array:
+    array = jnp.asarray(leaf)
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == bool:
+        return array.astype(jnp.result_type(float))
+    raise TypeError(f"expected numbers, got an array of dtype {array.dtype}.")
+
+
+def _to_array_tree(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.asarray, tree)

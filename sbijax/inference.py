@@ -1,0 +1,118 @@
+"""From a trained estimator and one observation to a posterior."""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sbijax.base import (
+    Array,
+    Estimator,
+    Params,
+    PyTree,
+    SbijaxWarning,
+    check_finite,
+    check_key,
+    check_like,
+)
+
+__all__ = ["Posterior", "infer"]
+
+
+class Posterior(NamedTuple):
+    """The posterior of one observation, as two functions.
+
+    `sample(key, num_samples) -> theta` with leaves `[S, ...]`, and
+    `log_prob(theta) -> scalar` for one theta, None where there is no density.
+    """
+
+    sample: Callable[[Array, int], PyTree]
+    log_prob: Callable[[PyTree], Array] | None
+
+
+def infer(estimator: Estimator, params: Params, x: PyTree) -> Posterior:
+    """The posterior given one observation.
+
+    Transparent to `jax.vmap`: over a batch of observations, map a function
+    that calls `infer` and draws.
+
+    Args:
+        estimator: a trained estimator.
+        params: its parameters.
+        x: one observation, in the structure and shapes of the simulations;
+            numpy arrays and Python numbers are converted.
+
+    Returns:
+        The posterior; its functions are compiled on first use and shared by
+        all observations.
+
+    Raises:
+        ValueError: x has another structure or shape than the simulations, or
+            holds NaN or infinities.
+
+    Example:
+        >>> import jax, numpyro.distributions as dist
+        >>> import sbijax as sj
+        >>> prior = sj.make_prior(dist.Normal(0.0, 1.0))
+        >>> theta = jax.random.normal(jax.random.key(0), (100,))
+        >>> npe = sj.make_npe(prior)
+        >>> params = npe.init(jax.random.key(1), sj.make_simulations(theta, theta))
+        >>> posterior = sj.infer(npe, params, 0.3)
+        >>> posterior.sample(jax.random.key(2), 5).shape
+        (5,)
+    """
+    x = check_like(x, params.stats.example.x, "x")
+    check_finite(x, "x")
+
+    def sample_fn(key: Array, num_samples: int) -> PyTree:
+        check_key(key)
+        if int(num_samples) != num_samples or num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+        theta, info = _sample(params, key, x, num_samples, estimator)
+        _report(info)
+        return theta
+
+    def log_prob_fn(theta: PyTree) -> Array:
+        return _log_prob(params, theta, x, estimator)
+
+    return Posterior(sample_fn, None if estimator.log_prob is None else log_prob_fn)
+
+
+@partial(jax.jit, static_argnames=("num_samples", "estimator"))
+def _sample(
+    params: Params, key: Array, x: PyTree, num_samples: int, estimator: Estimator
+) -> tuple[PyTree, Any]:
+    return estimator.sample(params, key, x, num_samples=num_samples)
+
+
+@partial(jax.jit, static_argnames="estimator")
+def _log_prob(params: Params, theta: PyTree, x: PyTree, estimator: Estimator) -> Array:
+    return estimator.log_prob(params, theta, x)
+
+
+def _report(info: Any) -> None:
+    """Turn the concrete counts of an info record into readable warnings."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(info)):
+        return
+    counts = info._asdict()
+    num_outside = int(jnp.sum(counts.get("num_outside", 0)))
+    if num_outside:
+        warnings.warn(
+            f"the observation lies outside the simulations in {num_outside} of "
+            f"{int(counts['num_entries'])} entries; the posterior extrapolates. "
+            "Check units and the model (posterior_predictive helps), or widen the "
+            "prior.",
+            SbijaxWarning,
+            stacklevel=3,
+        )
+    num_invalid = int(jnp.sum(counts.get("num_invalid", 0)))
+    if num_invalid:
+        warnings.warn(
+            f"{num_invalid} draws are not finite; train again, with a lower "
+            "learning_rate or with more simulations.",
+            SbijaxWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,232 @@
+"""Saving and loading trained parameters.
+
+A file is a zip of plain arrays and one JSON manifest: no pickle, so loading
+executes nothing.  The manifest holds shapes, dtypes, the format, and a check
+value, the log-density of the stored example, by which `load` notices an
+estimator that has the same shapes but another prior or architecture.
+"""
+
+import io
+import json
+import math
+import os
+import pathlib
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sbijax.base import Estimator, Params, PyTree, Simulations, Stats, describe
+
+__all__ = ["load", "save"]
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+_CHECK_TOLERANCE = 1e-2
+
+
+def save(path: str | os.PathLike[str], estimator: Estimator, params: Params) -> None:
+    """Write trained parameters to one file.
+
+    The file appears whole or not at all: it is written beside its place and
+    moved there.
+
+    Args:
+        path: where to write; an existing file is replaced.
+        estimator: the estimator that `params` belong to.
+        params: trained parameters.
+
+    Raises:
+        TypeError: `params` is not a `Params`.
+
+    Example:
+        >>> import jax, tempfile, pathlib, numpyro.distributions as dist
+        >>> import sbijax as sj
+        >>> npe = sj.make_npe(sj.make_prior(dist.Normal(0.0, 1.0)))
+        >>> theta = jax.random.normal(jax.random.key(0), (100,))
+        >>> params = npe.init(jax.random.key(1), sj.make_simulations(theta, theta))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "npe.sbijax"
+        ...     sj.save(path, npe, params)
+        ...     again = sj.load(path, npe)
+        >>> bool(jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), params, again)))
+        True
+    """
+    if not isinstance(params, Params):
+        raise TypeError(f"params must be a Params record, got {type(params).__name__}.")
+    leaves = {
+        jax.tree_util.keystr(key_path): np.asarray(leaf)
+        for key_path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    manifest = {
+        "format": FORMAT,
+        "sbijax": _version(),
+        "example": _skeleton(params.stats.example),
+        "leaves": [
+            {"name": name, "shape": leaf.shape, "dtype": str(leaf.dtype)}
+            for name, leaf in leaves.items()
+        ],
+        "check": _check_value(estimator, params),
+    }
+    target = pathlib.Path(path)
+    partial = target.with_name(target.name + ".part")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(_MANIFEST, json.dumps(manifest, indent=1))
+        for i, leaf in enumerate(leaves.values()):
+            buffer = io.BytesIO()
+            np.save(buffer, _as_bytes(leaf), allow_pickle=False)
+            archive.writestr(f"{i}.npy", buffer.getvalue())
+    os.replace(partial, target)
+
+
+def load(path: str | os.PathLike[str], estimator: Estimator) -> Params:
+    """Read parameters written by `save` into an estimator.
+
+    Args:
+        path: the file.
+        estimator: an estimator built as the saved one was.
+
+    Returns:
+        The parameters, equal to the saved ones to the last bit.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, of a later format, or was saved from
+            another estimator.
+
+    Example:
+        See `save`.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            manifest = json.loads(archive.read(_MANIFEST))
+            _check_format(path, manifest)
+            arrays = [
+                _from_bytes(_read(archive, f"{i}.npy"), entry)
+                for i, entry in enumerate(manifest["leaves"])
+            ]
+    except (zipfile.BadZipFile, KeyError, EOFError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is damaged or is not a file written by sbijax.save ({error}). "
+            "Save it again or restore a copy."
+        ) from error
+    expected = _expected(estimator, manifest["example"])
+    _check_leaves(path, manifest["leaves"], expected)
+    params = jax.tree.unflatten(
+        jax.tree.structure(expected), [jnp.asarray(array) for array in arrays]
+    )
+    _check_same_function(path, manifest["check"], _check_value(estimator, params))
+    return params
+
+
+def _expected(estimator: Estimator, skeleton: Any) -> PyTree:
+    """Shapes of the parameters the estimator would make for such simulations."""
+    example = _from_skeleton(skeleton)
+    sims = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype),
+        Simulations(example["theta"], example["x"], example["weight"]),
+    )
+    try:
+        return jax.eval_shape(estimator.init, jax.random.key(0), sims)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "the file was saved from another estimator: its simulations have theta "
+            f"{describe(example['theta'])} and x {describe(example['x'])}, which "
+            f"this estimator does not take ({error})"
+        ) from error
+
+
+def _check_leaves(path: Any, entries: list[dict[str, Any]], expected: PyTree) -> None:
+    ours = {
+        jax.tree_util.keystr(key_path): (list(leaf.shape), str(leaf.dtype))
+        for key_path, leaf in jax.tree_util.tree_leaves_with_path(expected)
+    }
+    theirs = {e["name"]: (list(e["shape"]), e["dtype"]) for e in entries}
+    for name in sorted(set(ours) | set(theirs)):
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"{path} was saved from another estimator: {name} is "
+                f"{_say(theirs.get(name))} in the file and {_say(ours.get(name))} in "
+                "the estimator it is loaded into. Build the estimator with the "
+                "same settings as the saved one."
+            )
+
+
+def _say(entry: tuple[list[int], str] | None) -> str:
+    return "absent" if entry is None else f"{entry[1]}{entry[0]}"
+
+
+def _check_same_function(path: Any, stored: float | None, found: float | None) -> None:
+    if stored is None or found is None:
+        return
+    if not math.isclose(stored, found, rel_tol=_CHECK_TOLERANCE, abs_tol=_CHECK_TOLERANCE):
+        raise ValueError(
+            f"{path} was saved from another estimator of the same shapes: the "
+            f"log-density of the stored example was {stored:.6g} and is "
+            f"{found:.6g} here. Build the estimator with the same prior, network "
+            "and standardizer as the saved one."
+        )
+
+
+def _check_value(estimator: Estimator, params: Params) -> float | None:
+    """Log-density of the stored example; None where there is no finite one."""
+    if estimator.log_prob is None:
+        return None
+    example = params.stats.example
+    value = float(jax.jit(estimator.log_prob)(params, example.theta, example.x))
+    return value if math.isfinite(value) else None
+
+
+def _check_format(path: Any, manifest: dict[str, Any]) -> None:
+    if manifest["format"] > FORMAT:
+        raise ValueError(
+            f"{path} has format {manifest['format']} (sbijax {manifest['sbijax']}); "
+            f"this version reads up to {FORMAT}. Upgrade sbijax."
+        )
+
+
+def _skeleton(tree: PyTree) -> Any:
+    """A pytree of dicts, tuples and arrays as JSON: shapes and dtypes only."""
+    if isinstance(tree, Simulations | Stats):
+        return _skeleton(tree._asdict())
+    if isinstance(tree, dict):
+        return {"dict": {name: _skeleton(value) for name, value in tree.items()}}
+    if isinstance(tree, tuple | list):
+        kind = "tuple" if isinstance(tree, tuple) else "list"
+        return {kind: [_skeleton(value) for value in tree]}
+    return {"shape": list(tree.shape), "dtype": str(tree.dtype)}
+
+
+def _from_skeleton(node: Any) -> Any:
+    if "dict" in node:
+        return {name: _from_skeleton(value) for name, value in node["dict"].items()}
+    if "tuple" in node:
+        return tuple(_from_skeleton(value) for value in node["tuple"])
+    if "list" in node:
+        return [_from_skeleton(value) for value in node["list"]]
+    return jax.ShapeDtypeStruct(tuple(node["shape"]), jnp.dtype(node["dtype"]))
+
+
+def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    return np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+
+
+def _as_bytes(leaf: np.ndarray) -> np.ndarray:
+    """Raw bytes, so that dtypes numpy does not know (bfloat16) survive."""
+    return np.frombuffer(np.ascontiguousarray(leaf).tobytes(), np.uint8)
+
+
+def _from_bytes(raw: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(raw.tobytes(), jnp.dtype(entry["dtype"])).reshape(
+        entry["shape"]
+    )
+
+
+def _version() -> str:
+    try:
+        return version("sbijax-functional")
+    except PackageNotFoundError:
+        return "unknown"

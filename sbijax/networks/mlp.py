@@ -1,0 +1,147 @@
+"""Multilayer perceptrons, plain and residual.
+
+Both take one or several inputs: each input has its own first linear map and
+the results are added,
+
+    h = sum_i W_i u_i + b,
+
+which is a linear map of the concatenation, written so that under `jax.vmap`
+an input shared by the whole batch is mapped once.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from sbijax.base import Array, Network
+
+__all__ = ["mlp", "resnet"]
+
+Activation = Callable[[Array], Array]
+
+
+class _Join(nn.Module):
+    """Sum of linear maps of the flattened inputs."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, *inputs: Array) -> Array:
+        h = self.param("bias", nn.initializers.zeros, (self.features,))
+        for i, value in enumerate(inputs):
+            flat = jnp.ravel(value)
+            if flat.size:
+                h = h + nn.Dense(self.features, use_bias=False, name=f"input_{i}")(flat)
+        return h
+
+
+class _MLP(nn.Module):
+    num_outputs: int
+    hidden_sizes: tuple[int, ...]
+    activation: Activation
+    zero_output: bool
+
+    @nn.compact
+    def __call__(self, *inputs: Array) -> Array:
+        if not self.hidden_sizes:
+            return _Join(self.num_outputs)(*inputs)
+        h = self.activation(_Join(self.hidden_sizes[0])(*inputs))
+        for size in self.hidden_sizes[1:]:
+            h = self.activation(nn.Dense(size)(h))
+        return _output(self.num_outputs, self.zero_output)(h)
+
+
+class _ResNet(nn.Module):
+    num_outputs: int
+    hidden_size: int
+    num_blocks: int
+    activation: Activation
+    zero_output: bool
+
+    @nn.compact
+    def __call__(self, *inputs: Array) -> Array:
+        h = _Join(self.hidden_size)(*inputs)
+        for _ in range(self.num_blocks):
+            r = nn.Dense(self.hidden_size)(self.activation(h))
+            r = nn.Dense(self.hidden_size)(self.activation(r))
+            h = h + r
+        return _output(self.num_outputs, self.zero_output)(self.activation(h))
+
+
+def _output(features: int, zero: bool) -> nn.Dense:
+    if zero:
+        return nn.Dense(features, kernel_init=nn.initializers.zeros)
+    return nn.Dense(features)
+
+
+def mlp(
+    num_outputs: int,
+    *,
+    hidden_sizes: Sequence[int] = (64, 64),
+    activation: Activation = nn.silu,
+    zero_output: bool = False,
+) -> Network:
+    """Multilayer perceptron from any number of input arrays to `[num_outputs]`.
+
+    Args:
+        num_outputs: length of the output vector.
+        hidden_sizes: width of each hidden layer.
+        activation: elementwise nonlinearity.
+        zero_output: start with an output layer of zeros.
+
+    Raises:
+        ValueError: a size is below 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from sbijax.networks import mlp
+        >>> net = mlp(3)
+        >>> params = net.init(jax.random.key(0), jnp.zeros(5))
+        >>> net.apply(params, jnp.zeros(5)).shape
+        (3,)
+    """
+    _check_sizes(num_outputs, *hidden_sizes)
+    module = _MLP(num_outputs, tuple(hidden_sizes), activation, zero_output)
+    return Network(init=module.init, apply=module.apply)
+
+
+def resnet(
+    num_outputs: int,
+    *,
+    hidden_size: int = 64,
+    num_blocks: int = 2,
+    activation: Activation = nn.silu,
+    zero_output: bool = False,
+) -> Network:
+    """Residual perceptron (pre-activation blocks of two layers).
+
+    Args:
+        num_outputs: length of the output vector.
+        hidden_size: width of every block.
+        num_blocks: number of residual blocks.
+        activation: elementwise nonlinearity.
+        zero_output: start with an output layer of zeros.
+
+    Raises:
+        ValueError: a size is below 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from sbijax.networks import resnet
+        >>> net = resnet(3)
+        >>> params = net.init(jax.random.key(0), jnp.zeros(5), jnp.zeros(2))
+        >>> net.apply(params, jnp.zeros(5), jnp.zeros(2)).shape
+        (3,)
+
+    Reference:
+        He, Zhang, Ren, Sun. Identity mappings in deep residual networks, 2016.
+    """
+    _check_sizes(num_outputs, hidden_size, num_blocks)
+    module = _ResNet(num_outputs, hidden_size, num_blocks, activation, zero_output)
+    return Network(init=module.init, apply=module.apply)
+
+
+def _check_sizes(*sizes: int) -> None:
+    if any(int(size) != size or size < 1 for size in sizes):
+        raise ValueError(f"network sizes must be whole numbers >= 1, got {sizes}.")

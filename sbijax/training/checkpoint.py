@@ -1,0 +1,166 @@
+"""Checkpoints of a training run, written by orbax to a folder."""
+
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from sbijax.base import Array, PyTree, Simulations, describe
+
+__all__ = ["Checkpoint", "fingerprint", "open_checkpoint"]
+
+FORMAT = 1
+
+
+class Checkpoint:
+    """A folder with the latest training state; a context manager.
+
+    Holds open file handles and threads of orbax, which is why it is the one
+    object with a life of its own in this package.
+    """
+
+    def __init__(self, folder: pathlib.Path, identity: dict[str, Any]):
+        self._identity = identity
+        options = ocp.CheckpointManagerOptions(max_to_keep=2)
+        self._manager = ocp.CheckpointManager(folder, options=options)
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._manager.close()
+
+    def save(self, state: PyTree, step: int) -> None:
+        """Write a state; a step that is already there is left as it is."""
+        if self._manager.latest_step() == step:
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_leaves(state)),
+                identity=ocp.args.JsonSave(self._identity),
+            ),
+        )
+        self._manager.wait_until_finished()
+
+    def restore(self, like: PyTree) -> PyTree | None:
+        """The latest state in the structure of `like`, or None if there is none."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        identity = self._manager.restore(
+            step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
+        )["identity"]
+        _check_identity(identity, self._identity, self._manager.directory)
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _leaves(like)
+        )
+        stored = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        )["state"]
+        leaves, structure = jax.tree.flatten(like)
+        rebuilt = [
+            _wrap(jnp.asarray(stored[_name(i)]), leaf) for i, leaf in enumerate(leaves)
+        ]
+        return jax.tree.unflatten(structure, rebuilt)
+
+
+def open_checkpoint(path: str | pathlib.Path, identity: dict[str, Any]) -> Checkpoint:
+    """Open or make the folder of a run.
+
+    Raises:
+        NotADirectoryError: `path` is a file.
+    """
+    folder = pathlib.Path(path).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(
+            f"checkpoint must be a folder, but {folder} is a file."
+        )
+    return Checkpoint(folder, identity)
+
+
+def fingerprint(state: Any, sims: Simulations, config: Any) -> dict[str, Any]:
+    """What a run must share with a checkpoint to continue it."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(sims):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    shapes = [
+        f"{jax.tree_util.keystr(path)} {describe(leaf)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    ]
+    settings = {k: v for k, v in config._asdict().items() if k != "optimizer"}
+    return {
+        "format": FORMAT,
+        "simulations": digest.hexdigest(),
+        "shapes": shapes,
+        "config": json.loads(json.dumps(settings)),
+        "key": np.asarray(jax.random.key_data(state.key)).tolist(),
+        "rates": [float(state.learning_rate), float(state.weight_decay)],
+    }
+
+
+def _check_identity(
+    found: dict[str, Any], expected: dict[str, Any], folder: Any
+) -> None:
+    mend = "Use another folder, or delete this one to start again."
+    if found.get("format") != FORMAT:
+        raise ValueError(
+            f"the checkpoint in {folder} has format {found.get('format')}, this "
+            f"version reads {FORMAT}. {mend}"
+        )
+    reasons = {
+        "config": "another training configuration",
+        "shapes": "another estimator",
+        "simulations": "other simulations",
+        "key": "another key",
+        "rates": "another learning_rate or weight_decay",
+    }
+    for field, reason in reasons.items():
+        if found.get(field) != expected[field]:
+            detail = _difference(found.get(field), expected[field])
+            raise ValueError(
+                f"the checkpoint in {folder} was made with {reason}{detail}. {mend}"
+            )
+
+
+def _difference(found: Any, expected: Any) -> str:
+    if isinstance(expected, list) and isinstance(found, list) and expected:
+        if not isinstance(expected[0], str):
+            return f": {found} there, {expected} here"
+        for a, b in zip(found, expected, strict=False):
+            if a != b:
+                return f": it holds {a}, expected {b}"
+        return f": it holds {len(found)} arrays, expected {len(expected)}"
+    if isinstance(expected, dict) and isinstance(found, dict):
+        changed = [k for k in expected if found.get(k) != expected[k]]
+        pairs = ", ".join(f"{k}={found.get(k)} there, {expected[k]} here" for k in changed)
+        return f": {pairs}"
+    return ""
+
+
+def _leaves(tree: PyTree) -> dict[str, Array]:
+    """A flat dict of plain arrays; orbax knows no typed keys."""
+    flat = jax.tree.leaves(tree)
+    return {
+        _name(i): jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        for i, leaf in enumerate(flat)
+    }
+
+
+def _name(i: int) -> str:
+    return f"leaf_{i:04d}"
+
+
+def _is_key(leaf: Array) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _wrap(stored: Array, like: Array) -> Array:
+    if _is_key(like):
+        return jax.random.wrap_key_data(stored, impl=jax.random.key_impl(like))
+    return stored

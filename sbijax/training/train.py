@@ -1,0 +1,254 @@
+"""Training for people: progress, checkpoints, Ctrl-C, and warnings in words."""
+
+import contextlib
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import optax
+from tqdm.auto import tqdm
+
+from sbijax.base import (
+    Array,
+    Estimator,
+    Params,
+    SbijaxWarning,
+    Simulations,
+    check_key,
+    make_simulations,
+)
+from sbijax.training.checkpoint import fingerprint, open_checkpoint
+from sbijax.training.fit import (
+    TrainConfig,
+    TrainInfo,
+    TrainState,
+    fit,
+    init_state,
+    is_done,
+    result,
+    run_epochs,
+)
+
+__all__ = ["train"]
+
+_SECONDS_PER_CALL = 0.5
+_SECONDS_PER_CHECKPOINT = 30.0
+
+
+def train(
+    key: Array,
+    estimator: Estimator,
+    sims: Simulations,
+    *,
+    learning_rate: float | Array = 1e-3,
+    weight_decay: float | Array = 1e-2,
+    batch_size: int = 200,
+    max_epochs: int = 1000,
+    validation_fraction: float = 0.1,
+    patience: int = 10,
+    num_decays: int = 2,
+    optimizer: optax.GradientTransformation | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> tuple[Params, TrainInfo]:
+    """Train an estimator on simulations, in one compiled program.
+
+    Adam with decoupled weight decay, gradient clipping and a linear warm-up
+    minimises the estimator's loss; the validation loss of the running average
+    of the parameters decides.  After `patience` epochs without a better one the
+    learning rate falls and training goes on from the best parameters; after
+    `num_decays` falls it stops.  Under `jax.vmap` or `jax.jit` this is the pure
+    function `fit`, without progress, checkpoints or warnings.
+
+    Args:
+        key: PRNG key.
+        estimator: what to train.
+        sims: simulations; rows with non-finite entries get weight 0.
+        learning_rate: of Adam; may be traced.
+        weight_decay: decoupled decay of weight matrices; may be traced.
+        batch_size: rows per step; more than there are is fine.
+        max_epochs: upper limit of passes over the data.
+        validation_fraction: share of rows held out, in [0, 1); with 0, or too
+            few rows to hold one out, the training loss decides.
+        patience: epochs without improvement before the learning rate falls.
+        num_decays: falls of the learning rate before training stops.
+        optimizer: any optax optimizer, in place of the default and of
+            `learning_rate` and `weight_decay`.
+        checkpoint: folder to write the state of the run to; if it holds one
+            already, training continues there and ends with the same bits.
+        progress: whether to show a bar with both losses.
+
+    Returns:
+        The parameters with the best validation loss, and a `TrainInfo`.
+        Ctrl-C returns the best so far.
+
+    Raises:
+        TypeError: `key` is not a typed key, or the estimator has no loss.
+        ValueError: empty or mismatched simulations, absurd settings, or a
+            checkpoint of another run.
+
+    Example:
+        >>> import jax, numpyro.distributions as dist
+        >>> import sbijax as sj
+        >>> prior = sj.make_prior(dist.Normal(0.0, 1.0))
+        >>> theta = jax.random.normal(jax.random.key(0), (200,))
+        >>> sims = sj.make_simulations(theta, theta)
+        >>> npe = sj.make_npe(prior, density=sj.densities.mdn(num_components=1))
+        >>> params, info = sj.train(
+        ...     jax.random.key(1), npe, sims, max_epochs=2, progress=False
+        ... )
+        >>> int(info.num_epochs)
+        2
+    """
+    check_key(key)
+    if estimator.loss is None:
+        raise TypeError("this estimator is training-free: call infer without train.")
+    config = TrainConfig(
+        batch_size, max_epochs, validation_fraction, patience, num_decays, optimizer
+    )
+    _check_config(config)
+    sims = make_simulations(*sims)
+    rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((key, sims, rates))):
+        return fit(key, estimator, sims, config=config, **rates)
+    _check_rates(learning_rate, weight_decay)
+    _report_weights(sims)
+
+    state = init_state(key, sims, **rates, estimator=estimator, config=config)
+    with contextlib.ExitStack() as stack:
+        saved = None
+        if checkpoint is not None:
+            identity = fingerprint(state, sims, config)
+            saved = stack.enter_context(open_checkpoint(checkpoint, identity))
+            state = saved.restore(state) or state
+        bar = stack.enter_context(
+            tqdm(total=max_epochs, desc="training", unit="epoch", disable=not progress)
+        )
+        written = time.monotonic()
+        for state in _segments(state, sims, estimator, config):
+            _show(bar, state)
+            if saved and time.monotonic() - written > _SECONDS_PER_CHECKPOINT:
+                saved.save(state, int(state.epoch))
+                written = time.monotonic()
+        if saved:
+            saved.save(state, int(state.epoch))
+        bar.total = int(state.epoch)
+        bar.refresh()
+    params, info = result(state, config)
+    _report(info, config)
+    return params, info
+
+
+def _segments(
+    state: TrainState, sims: Simulations, estimator: Estimator, config: TrainConfig
+) -> Iterator[TrainState]:
+    """States of the run, about every half second; ends early on Ctrl-C."""
+    num_epochs, epoch = 1, int(state.epoch)
+    try:
+        while epoch < config.max_epochs and not bool(is_done(state, config)):
+            start = time.monotonic()
+            state = run_epochs(
+                state, sims, epoch + num_epochs, estimator=estimator, config=config
+            )
+            epoch = int(jax.block_until_ready(state.epoch))
+            per_epoch = (time.monotonic() - start) / num_epochs
+            num_epochs = max(1, min(2 * num_epochs, int(_SECONDS_PER_CALL / per_epoch)))
+            yield state
+    except KeyboardInterrupt:
+        warnings.warn(
+            f"training was interrupted after {epoch} epochs; the best parameters "
+            "so far are returned.",
+            SbijaxWarning,
+            stacklevel=3,
+        )
+
+
+def _show(bar: tqdm, state: TrainState) -> None:
+    epoch = int(state.epoch)
+    train_loss = float(state.train_loss[epoch - 1])
+    bar.set_postfix_str(
+        f"train {train_loss:.3f}, validation {float(state.val_loss[epoch - 1]):.3f} "
+        f"(best {float(state.best_loss):.3f} at {int(state.best_epoch)})",
+        refresh=False,
+    )
+    bar.update(epoch - bar.n)
+
+
+def _check_config(config: TrainConfig) -> None:
+    for name in ("batch_size", "max_epochs", "patience"):
+        value = getattr(config, name)
+        if int(value) != value or value < 1:
+            raise ValueError(f"{name} must be a whole number >= 1, got {value}.")
+    if int(config.num_decays) != config.num_decays or config.num_decays < 0:
+        raise ValueError(
+            f"num_decays must be a whole number >= 0, got {config.num_decays}."
+        )
+    if not 0.0 <= config.validation_fraction < 1.0:
+        raise ValueError(
+            "validation_fraction must be in [0, 1), got "
+            f"{config.validation_fraction}."
+        )
+
+
+def _check_rates(learning_rate: float | Array, weight_decay: float | Array) -> None:
+    if not 0.0 < float(learning_rate) < math.inf:
+        raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
+    if not 0.0 <= float(weight_decay) < math.inf:
+        raise ValueError(f"weight_decay must not be negative, got {weight_decay}.")
+
+
+def _report_weights(sims: Simulations) -> None:
+    size, num_zero = sims.weight.shape[0], int(np.sum(np.asarray(sims.weight) == 0))
+    if num_zero == size:
+        raise ValueError(
+            f"all {size} simulations have weight 0: every one failed or holds "
+            "non-finite values, so there is nothing to learn from."
+        )
+    if num_zero > 0.1 * size:
+        warnings.warn(
+            f"{num_zero:,} of {size:,} simulations have weight 0 and are left out; "
+            "what is learned is the posterior given that the simulator succeeds.",
+            SbijaxWarning,
+            stacklevel=3,
+        )
+
+
+def _report(info: TrainInfo, config: TrainConfig) -> None:
+    """Say in one line each what may be wrong with a finished run."""
+    num_epochs, best = int(info.num_epochs), int(info.best_epoch)
+    messages = []
+    if not np.isfinite(float(info.best_loss)):
+        messages.append(
+            "the loss was never finite; look for extreme values in the simulations "
+            "or lower learning_rate."
+        )
+    elif num_epochs == config.max_epochs and not bool(info.converged):
+        messages.append(
+            f"training used all {config.max_epochs} epochs and the validation loss "
+            "was still falling; raise max_epochs."
+        )
+    elif num_epochs > 1 and float(info.best_loss) >= float(info.val_loss[0]):
+        messages.append(
+            "training stopped on a plateau: the validation loss never improved on "
+            f"the first epoch ({float(info.val_loss[0]):.3f}); try another "
+            "learning_rate, or check that x carries information on theta."
+        )
+    gap = float(info.val_loss[best] - info.train_loss[best])
+    drop = float(info.val_loss[0] - info.best_loss)
+    if best > 0 and drop > 0 and gap > max(drop, 1.0):
+        messages.append(
+            f"the network overfits: at the best epoch the validation loss is {gap:.2f} "
+            "above the training loss; more simulations, a smaller network or an "
+            "ensemble would help."
+        )
+    if int(info.num_skipped):
+        messages.append(
+            f"{int(info.num_skipped)} steps had non-finite gradients and were "
+            "skipped; lower learning_rate if there are many."
+        )
+    for message in messages:
+        warnings.warn(message, SbijaxWarning, stacklevel=3)
