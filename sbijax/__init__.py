@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         Stats,
         make_simulations,
     )
-    from sbijax.estimators import make_npe
+    from sbijax.estimators import ensemble, make_npe
     from sbijax.inference import Posterior, infer
     from sbijax.io import load, save
     from sbijax.priors import make_prior
@@ -43,6 +43,7 @@ __all__ = [
     "TrainInfo",
     "densities",
     "diagnostics",
+    "ensemble",
     "fit",
     "infer",
     "load",
@@ -64,7 +65,7 @@ _HOMES = {
         "Density Estimator Network Params Prior SbijaxWarning Simulations "
         "Standardizer Stats make_simulations"
     ),
-    "estimators": "make_npe",
+    "estimators": "ensemble make_npe",
     "inference": "Posterior infer",
     "io": "load save",
     "priors": "make_prior",

@@ -21,6 +21,7 @@ __all__ = [
     "Params",
     "Prior",
     "PyTree",
+    "SampleInfo",
     "SbijaxWarning",
     "Simulations",
     "Standardizer",
@@ -104,8 +105,20 @@ class SampleFn(Protocol):
     def __call__(
         self, params: Params, key: Array, x: PyTree, *, num_samples: int
     ) -> tuple[PyTree, Any]:
-        """Return theta with leaves `[S, ...]` and an info record of arrays."""
+        """Return theta with leaves `[S, ...]` and a `SampleInfo`, or one widened."""
         ...
+
+
+class SampleInfo(NamedTuple):
+    """What every `sample` reports, as arrays; methods with more to say widen it.
+
+    `num_invalid` counts draws that are not finite; `num_outside` counts
+    entries of x outside the range of the simulations, out of `num_entries`.
+    """
+
+    num_invalid: Array
+    num_outside: Array
+    num_entries: Array
 
 
 class Estimator(NamedTuple):
@@ -252,9 +265,7 @@ def check_like(value: PyTree, example: PyTree, name: str) -> PyTree:
             for a, b in zip(leaves, examples, strict=True)
         )
         mend = (
-            " It looks like a batch: jax.vmap over the first axis."
-            if batched
-            else ""
+            " It looks like a batch: jax.vmap over the first axis." if batched else ""
         )
         raise ValueError(
             f"{name} has another shape than the simulations: got "

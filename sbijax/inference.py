@@ -3,16 +3,16 @@
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from sbijax.base import (
     Array,
     Estimator,
     Params,
     PyTree,
+    SampleInfo,
     SbijaxWarning,
     check_finite,
     check_key,
@@ -84,31 +84,30 @@ def infer(estimator: Estimator, params: Params, x: PyTree) -> Posterior:
 @partial(jax.jit, static_argnames=("num_samples", "estimator"))
 def _sample(
     params: Params, key: Array, x: PyTree, num_samples: int, estimator: Estimator
-) -> tuple[PyTree, Any]:
+) -> tuple[PyTree, SampleInfo]:
     return estimator.sample(params, key, x, num_samples=num_samples)
 
 
 @partial(jax.jit, static_argnames="estimator")
 def _log_prob(params: Params, theta: PyTree, x: PyTree, estimator: Estimator) -> Array:
+    assert estimator.log_prob is not None
     return estimator.log_prob(params, theta, x)
 
 
-def _report(info: Any) -> None:
+def _report(info: SampleInfo) -> None:
     """Turn the concrete counts of an info record into readable warnings."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(info)):
         return
-    counts = info._asdict()
-    num_outside = int(jnp.sum(counts.get("num_outside", 0)))
+    num_outside, num_invalid = int(info.num_outside), int(info.num_invalid)
     if num_outside:
         warnings.warn(
             f"the observation lies outside the simulations in {num_outside} of "
-            f"{int(counts['num_entries'])} entries; the posterior extrapolates. "
+            f"{int(info.num_entries)} entries; the posterior extrapolates. "
             "Check units and the model (posterior_predictive helps), or widen the "
             "prior.",
             SbijaxWarning,
             stacklevel=3,
         )
-    num_invalid = int(jnp.sum(counts.get("num_invalid", 0)))
     if num_invalid:
         warnings.warn(
             f"{num_invalid} draws are not finite; train again, with a lower "

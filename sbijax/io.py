@@ -162,7 +162,9 @@ def _say(entry: tuple[list[int], str] | None) -> str:
 def _check_same_function(path: Any, stored: float | None, found: float | None) -> None:
     if stored is None or found is None:
         return
-    if not math.isclose(stored, found, rel_tol=_CHECK_TOLERANCE, abs_tol=_CHECK_TOLERANCE):
+    if not math.isclose(
+        stored, found, rel_tol=_CHECK_TOLERANCE, abs_tol=_CHECK_TOLERANCE
+    ):
         raise ValueError(
             f"{path} was saved from another estimator of the same shapes: the "
             f"log-density of the stored example was {stored:.6g} and is "

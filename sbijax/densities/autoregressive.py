@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sbijax.base import Array, PyTree
+from sbijax.base import Array, Network, PyTree
 from sbijax.densities.elementwise import Elementwise
 from sbijax.densities.flow import Layer
 
@@ -90,15 +90,16 @@ def autoregressive(
         Papamakarios, Pavlakou, Murray. Masked autoregressive flow, 2017.
     """
 
-    def network(num_dims: int) -> _Made:
+    def network(num_dims: int) -> Network:
         if hidden_size < num_dims:
             raise ValueError(
                 f"hidden_size must be at least the number of dimensions, got "
                 f"{hidden_size} for {num_dims}."
             )
-        return _Made(
+        made = _Made(
             num_dims, elementwise.num_params, hidden_size, num_blocks, activation
         )
+        return Network(made.init, made.apply)
 
     def init_fn(key: Array, y: Array, context: Array) -> PyTree:
         return network(y.size).init(key, y, context)

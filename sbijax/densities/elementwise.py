@@ -39,8 +39,8 @@ def affine(*, max_log_scale: float = 5.0) -> Elementwise:
         >>> import jax.numpy as jnp
         >>> from sbijax.densities.elementwise import affine
         >>> z, log_slope = affine().forward(jnp.ones(2), jnp.zeros((2, 2)))
-        >>> z.tolist(), log_slope.tolist()
-        ([1.0, 1.0], [0.0, 0.0])
+        >>> z.tolist(), log_slope.shape
+        ([1.0, 1.0], (2,))
     """
 
     def split(params: Array) -> tuple[Array, Array]:

@@ -83,9 +83,7 @@ def nsf_autoregressive(
     return flow(layer, num_layers=num_layers)
 
 
-def maf(
-    *, num_layers: int = 5, hidden_size: int = 64, num_blocks: int = 1
-) -> Density:
+def maf(*, num_layers: int = 5, hidden_size: int = 64, num_blocks: int = 1) -> Density:
     """Masked autoregressive flow: affine autoregressive layers.
 
     Args:

@@ -9,8 +9,6 @@ lives on y = standardize(to_vector(theta)) in R^D, so draws never leave the
 prior's support.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
@@ -22,6 +20,7 @@ from sbijax.base import (
     Params,
     Prior,
     PyTree,
+    SampleInfo,
     Simulations,
     Standardizer,
     Stats,
@@ -32,19 +31,7 @@ from sbijax.densities import nsf
 from sbijax.losses import negative_log_posterior
 from sbijax.networks import flatten, robust, zscore
 
-__all__ = ["PosteriorInfo", "make_npe"]
-
-
-class PosteriorInfo(NamedTuple):
-    """What `sample` of an amortized posterior reports, as arrays.
-
-    `num_invalid` counts draws that are not finite; `num_outside` counts
-    entries of x outside the range of the simulations, out of `num_entries`.
-    """
-
-    num_invalid: Array
-    num_outside: Array
-    num_entries: Array
+__all__ = ["make_npe"]
 
 
 def make_npe(
@@ -89,9 +76,7 @@ def make_npe(
         likelihood-free inference, 2019.
     """
     if not isinstance(prior, Prior):
-        raise TypeError(
-            f"prior must come from make_prior, got {type(prior).__name__}."
-        )
+        raise TypeError(f"prior must come from make_prior, got {type(prior).__name__}.")
     density = nsf() if density is None else density
     embedding = flatten() if embedding is None else embedding
     standardizer = robust() if standardizer is None else standardizer
@@ -142,14 +127,14 @@ def make_npe(
 
     def sample_fn(
         params: Params, key: Array, x: PyTree, *, num_samples: int
-    ) -> tuple[PyTree, PosteriorInfo]:
+    ) -> tuple[PyTree, SampleInfo]:
         x = check_like(x, params.stats.example.x, "x")
         context = context_of(params, x)
         y = density.sample(
             params.net["density"], key, context, shape=(num_samples, prior.num_dims)
         )
         z = jax.vmap(center.inverse, in_axes=(None, 0))(params.stats.theta, y)
-        info = PosteriorInfo(
+        info = SampleInfo(
             num_invalid=jnp.sum(~jnp.all(jnp.isfinite(y), axis=1)),
             num_outside=_num_outside(x, params.stats.x["range"]),
             num_entries=jnp.asarray(sum(leaf.size for leaf in jax.tree.leaves(x))),
@@ -177,4 +162,5 @@ def _range(x: PyTree) -> PyTree:
 
 def _num_outside(x: PyTree, bounds: list[tuple[Array, Array]]) -> Array:
     pairs = zip(jax.tree.leaves(x), bounds, strict=True)
-    return sum(jnp.sum((leaf < low) | (leaf > high)) for leaf, (low, high) in pairs)
+    counts = [jnp.sum((leaf < low) | (leaf > high)) for leaf, (low, high) in pairs]
+    return jnp.sum(jnp.stack(counts))

@@ -114,7 +114,9 @@ def _leafwise(
 ) -> Standardizer:
     """Lift the functions of one array to pytrees; stats are lists over leaves."""
 
-    def apply(function: Callable, stats: list[dict[str, Array]], tree: PyTree) -> PyTree:
+    def apply(
+        function: Callable, stats: list[dict[str, Array]], tree: PyTree
+    ) -> PyTree:
         leaves, structure = jax.tree.flatten(tree)
         mapped = [function(s, leaf) for s, leaf in zip(stats, leaves, strict=True)]
         return jax.tree.unflatten(structure, mapped)

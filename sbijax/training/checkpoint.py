@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -70,7 +71,9 @@ class Checkpoint:
         return jax.tree.unflatten(structure, rebuilt)
 
 
-def open_checkpoint(path: str | pathlib.Path, identity: dict[str, Any]) -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str], identity: dict[str, Any]
+) -> Checkpoint:
     """Open or make the folder of a run.
 
     Raises:
@@ -138,7 +141,9 @@ def _difference(found: Any, expected: Any) -> str:
         return f": it holds {len(found)} arrays, expected {len(expected)}"
     if isinstance(expected, dict) and isinstance(found, dict):
         changed = [k for k in expected if found.get(k) != expected[k]]
-        pairs = ", ".join(f"{k}={found.get(k)} there, {expected[k]} here" for k in changed)
+        pairs = ", ".join(
+            f"{k}={found.get(k)} there, {expected[k]} here" for k in changed
+        )
         return f": {pairs}"
     return ""
 

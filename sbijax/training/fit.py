@@ -224,7 +224,9 @@ def _train_epoch(
         batch = _take(sims, order[place % state.num_train])
         once = jnp.arange(batch_size) < state.num_train
         batch = batch._replace(weight=jnp.where(once, batch.weight, 0.0))
-        state, loss = _update(state, jax.random.fold_in(loss_key, i), batch, estimator, config)
+        state, loss = _update(
+            state, jax.random.fold_in(loss_key, i), batch, estimator, config
+        )
         return state, total + loss
 
     start = (state, jnp.zeros((), state.best_loss.dtype))
@@ -242,6 +244,7 @@ def _update(
     """One optimizer step; a step with non-finite gradients changes nothing."""
 
     def loss_of(net: PyTree) -> Array:
+        assert estimator.loss is not None
         return estimator.loss(Params(net, state.stats), key, batch)
 
     loss, grads = jax.value_and_grad(loss_of)(state.net)
@@ -258,7 +261,7 @@ def _update(
     average = jax.tree.map(
         lambda a, p: memory * a + (1.0 - memory) * p, state.average, net
     )
-    finite = jnp.isfinite(optax.global_norm(grads)) & jnp.isfinite(loss)
+    finite = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(loss)
     new = (net, average, opt_state)
     old = (state.net, state.average, state.opt_state)
     net, average, opt_state = jax.tree.map(partial(jnp.where, finite), new, old)
@@ -277,7 +280,7 @@ def _validation_loss(
 ) -> Array:
     """Loss of the averaged parameters on the validation rows, same key every time."""
     size = state.rows.shape[0]
-    capacity = max(1, math.floor(config.validation_fraction * size))
+    capacity = max(1, math.ceil(config.validation_fraction * size))
     batch_size = min(EVALUATION_BATCH, capacity)
     params = Params(state.average, state.stats)
 
@@ -288,6 +291,7 @@ def _validation_loss(
         once = place < state.num_valid
         batch = batch._replace(weight=jnp.where(once, batch.weight, 0.0))
         here = jnp.sum(batch.weight)
+        assert estimator.loss is not None
         loss = estimator.loss(params, jax.random.key(i), batch)
         return total + here * loss, weight + here
 

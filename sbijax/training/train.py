@@ -84,7 +84,7 @@ def train(
 
     Returns:
         The parameters with the best validation loss, and a `TrainInfo`.
-        Ctrl-C returns the best so far.
+        Ctrl-C, once an epoch is finished, returns the best so far.
 
     Raises:
         TypeError: `key` is not a typed key, or the estimator has no loss.
@@ -114,13 +114,15 @@ def train(
     sims = make_simulations(*sims)
     rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((key, sims, rates))):
+        if checkpoint is not None:
+            raise ValueError("a traced training run cannot write a checkpoint.")
         return fit(key, estimator, sims, config=config, **rates)
     _check_rates(learning_rate, weight_decay)
     _report_weights(sims)
 
     state = init_state(key, sims, **rates, estimator=estimator, config=config)
     with contextlib.ExitStack() as stack:
-        saved = None
+        saved, interrupted = None, False
         if checkpoint is not None:
             identity = fingerprint(state, sims, config)
             saved = stack.enter_context(open_checkpoint(checkpoint, identity))
@@ -129,7 +131,8 @@ def train(
             tqdm(total=max_epochs, desc="training", unit="epoch", disable=not progress)
         )
         written = time.monotonic()
-        for state in _segments(state, sims, estimator, config):
+        for segment in _segments(state, sims, estimator, config):
+            state = segment
             _show(bar, state)
             if saved and time.monotonic() - written > _SECONDS_PER_CHECKPOINT:
                 saved.save(state, int(state.epoch))
@@ -139,32 +142,25 @@ def train(
         bar.total = int(state.epoch)
         bar.refresh()
     params, info = result(state, config)
-    _report(info, config)
+    if not interrupted:
+        _report(info, config)
     return params, info
 
 
 def _segments(
     state: TrainState, sims: Simulations, estimator: Estimator, config: TrainConfig
 ) -> Iterator[TrainState]:
-    """States of the run, about every half second; ends early on Ctrl-C."""
+    """States of the run, about every half second."""
     num_epochs, epoch = 1, int(state.epoch)
-    try:
-        while epoch < config.max_epochs and not bool(is_done(state, config)):
-            start = time.monotonic()
-            state = run_epochs(
-                state, sims, epoch + num_epochs, estimator=estimator, config=config
-            )
-            epoch = int(jax.block_until_ready(state.epoch))
-            per_epoch = (time.monotonic() - start) / num_epochs
-            num_epochs = max(1, min(2 * num_epochs, int(_SECONDS_PER_CALL / per_epoch)))
-            yield state
-    except KeyboardInterrupt:
-        warnings.warn(
-            f"training was interrupted after {epoch} epochs; the best parameters "
-            "so far are returned.",
-            SbijaxWarning,
-            stacklevel=3,
+    while epoch < config.max_epochs and not bool(is_done(state, config)):
+        start = time.monotonic()
+        state = run_epochs(
+            state, sims, epoch + num_epochs, estimator=estimator, config=config
         )
+        epoch = int(jax.block_until_ready(state.epoch))
+        per_epoch = (time.monotonic() - start) / num_epochs
+        num_epochs = max(1, min(2 * num_epochs, int(_SECONDS_PER_CALL / per_epoch)))
+        yield state
 
 
 def _show(bar: tqdm, state: TrainState) -> None:
@@ -189,8 +185,7 @@ def _check_config(config: TrainConfig) -> None:
         )
     if not 0.0 <= config.validation_fraction < 1.0:
         raise ValueError(
-            "validation_fraction must be in [0, 1), got "
-            f"{config.validation_fraction}."
+            f"validation_fraction must be in [0, 1), got {config.validation_fraction}."
         )
 
 

@@ -1,0 +1,57 @@
+"""What the benchmarks share: fresh processes, rows of results, theta as a matrix."""
+
+import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sbijax.base import PyTree
+
+__all__ = ["RESULTS", "append_row", "environment", "read_rows", "run_fresh", "spread"]
+__all__ += ["to_matrix"]
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def run_fresh(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a module-level function in a new process, so that nothing is compiled."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def to_matrix(theta: PyTree) -> np.ndarray:
+    """Theta with leaves `[S, ...]` as float32 columns `[S, D]`, in leaf order."""
+    leaves = [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(theta)]
+    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file with one JSON object per line, none if there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add one row to a file with one JSON object per line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def environment() -> dict[str, str]:
+    """What a figure depends on besides its seed."""
+    return {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+
+
+def spread(values: Iterable[float], digits: int = 3) -> str:
+    """Median and range of repeated measurements, as text."""
+    values = sorted(values)
+    low, high = values[0], values[-1]
+    middle = float(np.median(values))
+    return f"{middle:.{digits}g} ({low:.{digits}g} to {high:.{digits}g})"

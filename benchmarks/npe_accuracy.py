@@ -1,0 +1,177 @@
+"""C2ST of the default NPE against sbibm's reference posteriors.
+
+    python -m benchmarks.npe_accuracy --tasks two_moons slcp --seeds 0 1 2
+
+For each task and seed: simulate, train `sj.make_npe(prior)` with its defaults in
+a fresh process (so that the seconds include compilation), draw 10,000 times for
+each of the 10 observations, and score the draws with sbibm's classifier.  0.5 is
+a perfect score.  Each (task, observation, seed) is a line of the results file;
+lines that are there are not run again.
+"""
+
+import argparse
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+import sbijax as sj
+from benchmarks.common import (
+    RESULTS,
+    append_row,
+    environment,
+    read_rows,
+    run_fresh,
+    spread,
+    to_matrix,
+)
+from benchmarks.reference import NUM_OBSERVATIONS, TASKS, load_reference
+
+__all__ = ["main", "print_table", "train_and_draw"]
+
+GOALS = {  # at least, better
+    "two_moons": (0.55, 0.52),
+    "slcp": (0.85, 0.78),
+    "gaussian_linear": (0.55, 0.53),
+    "gaussian_mixture": (0.60, 0.54),
+}
+
+
+def train_and_draw(
+    task_name: str, seed: int, num_simulations: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Simulate, train with the defaults and draw for all observations of a task.
+
+    Args:
+        task_name: one of `TASKS`.
+        seed: seed of everything.
+        num_simulations: training budget, validation rows included.
+
+    Returns:
+        Draws `[10, 10000, D]`, and what the training took.
+    """
+    task = getattr(sj.simulators, task_name)()
+    key_sims, key_train, key_draws = jax.random.split(jax.random.key(seed), 3)
+    sims = sj.simulate(key_sims, task.prior, task.simulator, num_simulations)
+    jax.block_until_ready(sims)
+    npe = sj.make_npe(task.prior)
+    start, start_cpu = time.perf_counter(), time.process_time()
+    params, info = jax.block_until_ready(sj.train(key_train, npe, sims, progress=False))
+    trained, trained_cpu = time.perf_counter(), time.process_time()
+    xs = np.stack(
+        [load_reference(task_name, k + 1).x_observed for k in range(NUM_OBSERVATIONS)]
+    )
+    keys = jax.random.split(key_draws, len(xs))
+    theta = jax.vmap(lambda k, x: sj.infer(npe, params, x).sample(k, 10_000))(keys, xs)
+    rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), theta)
+    samples = to_matrix(rows).reshape(len(xs), 10_000, -1)
+    summary = {
+        "num_simulations": num_simulations,
+        "train_seconds": round(trained - start, 2),
+        "train_cpu_seconds": round(trained_cpu - start_cpu, 2),
+        "sample_seconds": round(time.perf_counter() - trained, 2),
+        "num_epochs": int(info.num_epochs),
+        "best_val_loss": round(float(info.best_loss), 4),
+        **environment(),
+    }
+    return samples, summary
+
+
+def score(task_name: str, num_observation: int, samples: np.ndarray) -> float:
+    """C2ST of draws `[S, D]` against the reference of one observation, one core."""
+    reference = load_reference(task_name, num_observation)
+    with threadpool_limits(1):
+        return float(sj.diagnostics.c2st(reference.samples, samples))
+
+
+def run_one(
+    task_name: str,
+    seed: int,
+    observations: Iterable[int],
+    num_simulations: int,
+    num_workers: int,
+) -> Iterator[dict[str, Any]]:
+    """Yield one row per observation, in the order in which they are scored."""
+    samples, summary = run_fresh(train_and_draw, task_name, seed, num_simulations)
+    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+        jobs = {
+            pool.submit(score, task_name, k, samples[k - 1]): k for k in observations
+        }
+        for job in as_completed(jobs):
+            row = {"task": task_name, "observation": jobs[job], "seed": seed}
+            yield {**row, "c2st": round(job.result(), 4), **summary}
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print the mean per task and its spread over observations and over seeds."""
+    print("C2ST, 0.5 is perfect; sd of the observations' and of the seeds' means")
+    print(
+        f"{'task':17s} {'seeds':>5s} {'mean':>6s} {'sd obs':>7s} {'sd seeds':>9s} "
+        f"{'worst':>6s} {'goal':>5s} {'better':>7s}  train seconds"
+    )
+    for task_name in TASKS:
+        mine = [row for row in rows if row["task"] == task_name]
+        if not mine:
+            continue
+        by_seed, by_observation = (
+            [
+                float(np.mean([row["c2st"] for row in mine if row[field] == value]))
+                for value in sorted({row[field] for row in mine})
+            ]
+            for field in ("seed", "observation")
+        )
+        goal, better = GOALS[task_name]
+        missing = len(by_seed) * NUM_OBSERVATIONS - len(mine)
+        print(
+            f"{task_name:17s} {len(by_seed):5d} {np.mean(by_seed):6.3f} "
+            f"{_sd(by_observation):>7s} {_sd(by_seed):>9s} "
+            f"{max(row['c2st'] for row in mine):6.3f} {goal:5.2f} {better:7.2f}  "
+            + spread({row["train_seconds"] for row in mine})
+            + (f"  ({missing} rows missing)" if missing else "")
+        )
+
+
+def _sd(values: list[float]) -> str:
+    return f"{np.std(values, ddof=1):.3f}" if len(values) > 1 else "-"
+
+
+def main() -> None:
+    """Run what is missing in the results file, then print the table."""
+    args = _parse()
+    for task_name in args.tasks:
+        for seed in args.seeds:
+            rows = read_rows(args.results)
+            done = {(row["task"], row["observation"], row["seed"]) for row in rows}
+            missing = [k for k in args.observations if (task_name, k, seed) not in done]
+            if not missing:
+                continue
+            print(f"{task_name}, seed {seed}: training, then {len(missing)} C2ST")
+            for row in run_one(
+                task_name, seed, missing, args.num_simulations, args.num_workers
+            ):
+                append_row(args.results, row)
+                print(f"  observation {row['observation']:2d}: {row['c2st']:.3f}")
+    print_table(read_rows(args.results))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument(
+        "--observations", nargs="+", type=int, default=range(1, NUM_OBSERVATIONS + 1)
+    )
+    parser.add_argument("--num-simulations", type=int, default=10_000)
+    parser.add_argument("--num-workers", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=RESULTS / "npe_accuracy.jsonl")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Checks of inference: calibration, coverage, predictions, two-sample tests."""
+
+from sbijax.diagnostics.c2st import c2st
+from sbijax.diagnostics.coverage import CoverageResult, coverage
+from sbijax.diagnostics.predictive import posterior_predictive
+from sbijax.diagnostics.sbc import SBCResult, sbc, sbc_result
+from sbijax.diagnostics.summary import sbc_summary, sbc_table
+from sbijax.diagnostics.uniformity import (
+    UniformityBand,
+    uniformity_band,
+    uniformity_p_value,
+)
+
+__all__ = [
+    "CoverageResult",
+    "SBCResult",
+    "UniformityBand",
+    "c2st",
+    "coverage",
+    "posterior_predictive",
+    "sbc",
+    "sbc_result",
+    "sbc_summary",
+    "sbc_table",
+    "uniformity_band",
+    "uniformity_p_value",
+]

@@ -1,0 +1,20 @@
+"""Drawing simulations, and the built-in tasks."""
+
+from sbijax.simulators.gaussian_linear import gaussian_linear
+from sbijax.simulators.gaussian_mixture import gaussian_mixture
+from sbijax.simulators.lynx_hare import lynx_hare
+from sbijax.simulators.simulate import simulate, simulate_batch
+from sbijax.simulators.slcp import slcp
+from sbijax.simulators.task import Task
+from sbijax.simulators.two_moons import two_moons
+
+__all__ = [
+    "Task",
+    "gaussian_linear",
+    "gaussian_mixture",
+    "lynx_hare",
+    "simulate",
+    "simulate_batch",
+    "slcp",
+    "two_moons",
+]
