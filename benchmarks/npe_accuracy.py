@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 import sbijax as sj
 from benchmarks.common import (

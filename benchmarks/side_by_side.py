@@ -68,8 +68,15 @@ def make_arrays(path: Path, seed: int) -> None:
     """Write what both packages read: training rows, held-out rows, prior bounds."""
     theta, x = simulate_slcp(np.random.default_rng([seed, 0]), 10_000)
     test_theta, test_x = simulate_slcp(np.random.default_rng([seed, 1]), 10_000)
-    bounds = {"low": np.full(5, -3.0), "high": np.full(5, 3.0)}
-    np.savez(path, theta=theta, x=x, test_theta=test_theta, test_x=test_x, **bounds)
+    np.savez(
+        path,
+        theta=theta,
+        x=x,
+        test_theta=test_theta,
+        test_x=test_x,
+        low=np.full(5, -3.0),
+        high=np.full(5, 3.0),
+    )
 
 
 def run_peer(python: Path, arrays: Path, seed: int) -> dict[str, Any]:

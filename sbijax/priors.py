@@ -269,17 +269,18 @@ def _has_quantile(d: dist.Distribution) -> bool:
 
 
 def _coordinate_bound(support: Any) -> float | None:
-    """Largest coordinate that keeps the image finite, None on the real line."""
+    """Largest coordinate that keeps the image finite, None where all do."""
     inner = support
     while isinstance(inner, constraints.independent):
         inner = inner.base_constraint
-    if inner in (constraints.real, constraints.real_vector):
-        return None
     info = jnp.finfo(jnp.result_type(float))
-    half_line = (type(constraints.positive), type(constraints.less_than(0.0)))
-    if isinstance(inner, half_line):
+    half_lines = (constraints.positive, constraints.nonnegative)
+    kinds = (type(constraints.greater_than(0.0)), type(constraints.less_than(0.0)))
+    if inner in half_lines or isinstance(inner, kinds):
         return -math.log(info.tiny)
-    return -math.log(info.eps)
+    if inner is constraints.simplex or hasattr(inner, "upper_bound"):
+        return -math.log(info.eps)
+    return None
 
 
 def _clamp(support: Any, value: Array) -> Array:
@@ -347,10 +348,11 @@ def _inspect(
     seeded = numpyro.handlers.seed(model, jax.random.key(0))
     try:
         trace = numpyro.handlers.trace(seeded).get_trace()
-    except TypeError as error:
+    except (TypeError, NotImplementedError) as error:
         raise TypeError(
-            "the prior model could not be run; it must be a numpyro model "
-            f"without arguments. It said: {error}"
+            "the prior could not be sampled; it must be a proper numpyro "
+            "distribution, a dict of them or a model without arguments. It said: "
+            f"{error or type(error).__name__}"
         ) from error
     shapes, num_dims = {}, 0
     for name, site in trace.items():
@@ -361,6 +363,11 @@ def _inspect(
                 f"site {name!r} of the prior model is observed; a prior has no "
                 "data. Leave out obs= and numpyro.factor."
             )
+        if isinstance(site["fn"], dist.Delta | dist.Unit):
+            raise TypeError(
+                f"site {name!r} is a constant ({type(site['fn']).__name__}), not a "
+                "parameter; use numpyro.deterministic or a plain number for it."
+            )
         if site["fn"].support.is_discrete:
             raise TypeError(
                 f"site {name!r} is discrete ({type(site['fn']).__name__}); "
@@ -368,7 +375,15 @@ def _inspect(
                 "Marginalise it inside the simulator."
             )
         shapes[name] = jnp.shape(site["value"])
-        num_dims += _size(bijection(site["fn"]).shape)
+        try:
+            num_dims += _size(bijection(site["fn"]).shape)
+        except NotImplementedError as error:
+            raise TypeError(
+                f"site {name!r} ({type(site['fn']).__name__}) has the support "
+                f"{site['fn'].support}, for which no map to unconstrained space is "
+                "known. Use a distribution on the reals, a half-line, an interval "
+                "or a simplex, or give a bijection."
+            ) from error
     if not shapes:
         raise ValueError("the prior has no parameters: it samples no site.")
     return shapes, num_dims

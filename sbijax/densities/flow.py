@@ -94,9 +94,20 @@ def flow(layer: Layer, *, num_layers: int) -> Density:
 
 
 def _permutations(num_layers: int, num_dims: int) -> Array:
-    """The order of the dimensions before each layer, `[num_layers, D]`."""
+    """The order of the dimensions before each layer, `[num_layers, D]`.
+
+    A coupling layer moves the second half.  So the dimensions that were moved
+    least go there, in an order that is reversed (a reversed order is also what
+    an autoregressive layer wants next) or, from the third layer on, random.
+    """
     rng = np.random.default_rng(0)
-    orders = [np.arange(num_dims)]
-    while len(orders) < num_layers:
-        orders.append(rng.permutation(num_dims) if num_dims > 2 else orders[0][::-1])
+    current = np.arange(num_dims)
+    num_moves = np.zeros(num_dims, int)
+    orders = []
+    for i in range(num_layers):
+        tie = rng.permutation(num_dims) if i > 1 else np.arange(num_dims)
+        wanted = np.lexsort((tie if i != 1 else -tie, -num_moves))
+        orders.append(np.argsort(current)[wanted])
+        current = wanted
+        num_moves[wanted[num_dims // 2 :]] += 1
     return jnp.array(np.stack(orders))

@@ -8,7 +8,7 @@ parameters all live in the carry.  So a whole run is one compiled program, and
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -253,8 +253,10 @@ def _update(
     if config.optimizer is None:
         warmup = jnp.minimum(1.0, (state.step + 1) / WARMUP_STEPS)
         rate = rate * warmup * state.learning_rate
-        updates = jax.tree.map(
-            lambda u, p: -u - state.weight_decay * p * (p.ndim > 1), updates, state.net
+        updates = jax.tree_util.tree_map_with_path(
+            lambda path, u, p: -u - state.weight_decay * _decays(path, p) * p,
+            updates,
+            state.net,
         )
     net = jax.tree.map(lambda p, u: p + rate * u, state.net, updates)
     memory = jnp.minimum(AVERAGE_DECAY, (1.0 + state.step) / (10.0 + state.step))
@@ -331,6 +333,11 @@ def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
     if config.optimizer is not None:
         return config.optimizer
     return optax.chain(optax.clip_by_global_norm(CLIP_NORM), optax.scale_by_adam())
+
+
+def _decays(path: tuple[Any, ...], leaf: Array) -> bool:
+    """Weight decay is for weights: biases are exempt, stacked ones as well."""
+    return leaf.ndim > 1 and "bias" not in jax.tree_util.keystr(path[-1:])
 
 
 def _take(sims: Simulations, rows: Array) -> Simulations:

@@ -95,14 +95,12 @@ def train(
         >>> import jax, numpyro.distributions as dist
         >>> import sbijax as sj
         >>> prior = sj.make_prior(dist.Normal(0.0, 1.0))
-        >>> theta = jax.random.normal(jax.random.key(0), (200,))
-        >>> sims = sj.make_simulations(theta, theta)
+        >>> theta, noise = jax.random.normal(jax.random.key(0), (2, 500))
+        >>> sims = sj.make_simulations(theta, theta + noise)
         >>> npe = sj.make_npe(prior, density=sj.densities.mdn(num_components=1))
-        >>> params, info = sj.train(
-        ...     jax.random.key(1), npe, sims, max_epochs=2, progress=False
-        ... )
-        >>> int(info.num_epochs)
-        2
+        >>> params, info = sj.train(jax.random.key(1), npe, sims, progress=False)
+        >>> bool(info.converged)
+        True
     """
     check_key(key)
     if estimator.loss is None:
