@@ -298,8 +298,8 @@ def make_simulations(
     """Build `Simulations` from arrays of any kind, with failed rows at weight 0.
 
     Args:
-        theta: pytree with leaves `[N, ...]`, arrays or anything numpy reads.
-        x: pytree with leaves `[N, ...]`.
+        theta: pytree with leaves `[N, ...]`, JAX or numpy arrays, or a list.
+        x: pytree with leaves `[N, ...]`, likewise.
         weight: `[N]`, non-negative; by default 1 for every row.
 
     Returns:
@@ -307,6 +307,7 @@ def make_simulations(
         theta or x have weight 0.
 
     Raises:
+        TypeError: leaves that are not real numbers.
         ValueError: no rows, lengths that differ, weights that are negative.
 
     Example:
@@ -316,29 +317,33 @@ def make_simulations(
         >>> sims.weight.tolist()
         [1.0, 0.0, 1.0]
     """
-    theta, x = jax.tree.map(_to_array, (theta, x))
+    theta, x = _to_arrays(theta, "theta"), _to_arrays(x, "x")
+    weights = None if weight is None else _to_arrays(weight, "weight")
     sizes = {
         f"{name}{jax.tree_util.keystr(path)}": leaf.shape[0] if leaf.ndim else None
-        for name, tree in (("theta", theta), ("x", x), ("weight", weight))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(_to_array_tree(tree))
+        for name, tree in (("theta", theta), ("x", x), ("weight", weights))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-    lengths = set(sizes.values())
-    if len(lengths) != 1 or None in lengths:
+    if len(set(sizes.values())) != 1 or None in sizes.values():
         listing = ", ".join(f"{k}: {v}" for k, v in sizes.items())
         raise ValueError(
             "theta, x and weight must have one row per simulation, the same "
             f"number in each; got rows {listing}."
         )
-    (size,) = lengths
+    size = next(iter(sizes.values()))
     if size == 0:
         raise ValueError("there are no simulations: every array has 0 rows.")
-    weight = jnp.ones(size) if weight is None else _to_array(weight)
-    if not isinstance(weight, jax.core.Tracer) and not bool(jnp.all(weight >= 0)):
-        raise ValueError("weight must be non-negative and not NaN in every row.")
+    if weights is None:
+        weights = jnp.ones(size)
+    if jnp.shape(weights) != (size,):
+        raise ValueError(f"weight must have shape ({size},), got {describe(weights)}.")
+    if not isinstance(weights, jax.core.Tracer):
+        if not bool(jnp.all((weights >= 0) & jnp.isfinite(weights))):
+            raise ValueError("weight must be finite and not negative in every row.")
     valid = jnp.ones(size, bool)
     for leaf in jax.tree.leaves((theta, x)):
         valid &= jnp.all(jnp.isfinite(leaf).reshape(size, -1), axis=1)
-    return Simulations(theta, x, jnp.where(valid, weight, 0.0))
+    return Simulations(theta, x, jnp.where(valid, weights, 0.0))
 
 
 def fill_zero_weight(batch: Simulations, example: Simulations) -> Simulations:
@@ -354,14 +359,17 @@ def fill_zero_weight(batch: Simulations, example: Simulations) -> Simulations:
     return Simulations(theta, x, batch.weight)
 
 
-def _to_array(leaf: Any) -> Array:
-    array = jnp.asarray(leaf)
-    if jnp.issubdtype(array.dtype, jnp.floating):
-        return array
-    if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == bool:
-        return array.astype(jnp.result_type(float))
-    raise TypeError(f"expected numbers, got an array of dtype {array.dtype}.")
+def _to_arrays(tree: PyTree, name: str) -> PyTree:
+    """Leaves as arrays of the default floating dtype; a list counts as an array."""
+    if isinstance(tree, list):
+        tree = np.asarray(tree)
+    if not jax.tree.leaves(tree):
+        raise ValueError(f"{name} holds no arrays: got {tree!r}.")
 
+    def convert(leaf: Any) -> Array:
+        dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
+        if not any(jnp.issubdtype(dtype, k) for k in (jnp.floating, jnp.integer, bool)):
+            raise TypeError(f"{name} must hold real numbers, got dtype {dtype}.")
+        return jnp.asarray(leaf, jnp.result_type(float))
 
-def _to_array_tree(tree: PyTree) -> PyTree:
-    return jax.tree.map(jnp.asarray, tree)
+    return jax.tree.map(convert, tree)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax.scipy.special import ndtr, ndtri
@@ -169,7 +170,7 @@ def to_real(d: dist.Distribution) -> SiteBijection:
     bound = _coordinate_bound(d.support)
 
     def forward(value: Array) -> Array:
-        z = transform._inverse(jnp.asarray(value))
+        z = transform._inverse(_clamp(d.support, jnp.asarray(value)))
         return z if bound is None else jnp.clip(jnp.nan_to_num(z), -bound, bound)
 
     def inverse(z: Array) -> Array:
@@ -284,11 +285,14 @@ def _coordinate_bound(support: Any) -> float | None:
 
 
 def _clamp(support: Any, value: Array) -> Array:
-    """Undo rounding that puts a value just outside a finite interval."""
+    """The nearest value inside a half-line or interval; undoes rounding."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     low = getattr(support, "lower_bound", None)
     high = getattr(support, "upper_bound", None)
+    if isinstance(support, type(constraints.greater_than(0.0))):
+        info = jnp.finfo(jnp.result_type(float))
+        low = low + jnp.maximum(info.tiny, info.eps * jnp.abs(low))
     if low is None and high is None:
         return value
     return jnp.clip(value, low, high)
@@ -300,10 +304,13 @@ def _safe_value(
     """The value if it is inside the support, else a stand-in, and which it was."""
     value = jnp.asarray(value)
     if d.support is constraints.simplex:
-        near = jnp.abs(jnp.sum(value, axis=-1) - 1.0) < _SIMPLEX_TOLERANCE
+        # Sums in float32 are off by more than numpyro's tolerance allows.
+        total = jnp.sum(value, axis=-1, keepdims=True)
+        near = jnp.abs(total - 1.0) < _SIMPLEX_TOLERANCE
         inside = jnp.all(near) & jnp.all(value >= 0)
+        value = value / jnp.where(total > 0, total, 1.0)
     else:
-        inside = jnp.all(d.support(value))
+        inside = jnp.all(d.support(value)) & jnp.all(jnp.isfinite(value))
     return jnp.where(inside, value, f.inverse(jnp.zeros(f.shape))), inside
 
 
@@ -352,10 +359,15 @@ def _inspect(
         raise TypeError(
             "the prior could not be sampled; it must be a proper numpyro "
             "distribution, a dict of them or a model without arguments. It said: "
-            f"{error or type(error).__name__}"
+            f"{str(error) or type(error).__name__}"
         ) from error
     shapes, num_dims = {}, 0
     for name, site in trace.items():
+        if site["type"] == "plate" and len(site["value"]) != site["args"][0]:
+            raise ValueError(
+                f"plate {name!r} of the prior model draws a subsample; a prior "
+                "needs all of its parameters. Leave out subsample_size."
+            )
         if site["type"] != "sample":
             continue
         if site["is_observed"]:
@@ -393,13 +405,12 @@ def _check_sites(
     values: PyTree, shapes: dict[str, tuple[int, ...]], pack: Callable
 ) -> dict[str, Array]:
     """Convert the sites of a theta to arrays, or say how they differ."""
-    given = (
-        {name: jnp.shape(value) for name, value in values.items()}
-        if isinstance(values, dict)
-        else None
-    )
+    given = None
+    if isinstance(values, dict) and jax.tree_util.all_leaves(values.values()):
+        given = {name: np.shape(value) for name, value in values.items()}
     if given != shapes:
-        got = describe(pack(values)) if given and set(given) == set(shapes) else values
+        bare = isinstance(values, dict) and set(values) == {_BARE}
+        got = describe(values[_BARE] if bare else values)
         expected = pack({n: f"shape {s}" for n, s in shapes.items()})
         raise ValueError(
             f"theta does not fit the prior: got {got}, expected {expected}; "

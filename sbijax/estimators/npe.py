@@ -27,9 +27,9 @@ from sbijax.base import (
     check_like,
     fill_zero_weight,
 )
-from sbijax.densities import nsf
+from sbijax.densities import nsf_autoregressive
 from sbijax.losses import negative_log_posterior
-from sbijax.networks import flatten, robust, zscore
+from sbijax.networks import resnet, robust, zscore
 
 __all__ = ["make_npe"]
 
@@ -45,10 +45,10 @@ def make_npe(
 
     Args:
         prior: the prior that theta was drawn from.
-        density: conditional density on R^D, by default `nsf()`.
+        density: conditional density on R^D, by default `nsf_autoregressive()`.
         embedding: network from one standardised x (its pytree) to a context
-            vector `[H]`, trained together with the density; by default the
-            leaves of x joined to one vector.
+            vector `[H]`, trained together with the density; by default a
+            residual network on the joined leaves of x, `H = 32`.
         standardizer: applied to x before the embedding, by default `robust()`.
 
     Returns:
@@ -77,8 +77,9 @@ def make_npe(
     """
     if not isinstance(prior, Prior):
         raise TypeError(f"prior must come from make_prior, got {type(prior).__name__}.")
-    density = nsf() if density is None else density
-    embedding = flatten() if embedding is None else embedding
+    density = nsf_autoregressive() if density is None else density
+    if embedding is None:
+        embedding = resnet(32, hidden_size=128, num_blocks=3, activation=jax.nn.relu)
     standardizer = robust() if standardizer is None else standardizer
     center = zscore()
 

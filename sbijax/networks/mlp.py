@@ -1,6 +1,6 @@
 """Multilayer perceptrons, plain and residual.
 
-Both take one or several inputs: each input has its own first linear map and
+Both take one or several pytrees: each leaf has its own first linear map and
 the results are added,
 
     h = sum_i W_i u_i + b,
@@ -12,9 +12,10 @@ an input shared by the whole batch is mapped once.
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from sbijax.base import Array, Network
+from sbijax.base import Array, Network, PyTree
 
 __all__ = ["mlp", "resnet"]
 
@@ -22,15 +23,15 @@ Activation = Callable[[Array], Array]
 
 
 class _Join(nn.Module):
-    """Sum of linear maps of the flattened inputs."""
+    """Sum of linear maps of the flattened leaves of the inputs."""
 
     features: int
 
     @nn.compact
-    def __call__(self, *inputs: Array) -> Array:
+    def __call__(self, *inputs: PyTree) -> Array:
         h = self.param("bias", nn.initializers.zeros, (self.features,))
-        for i, value in enumerate(inputs):
-            flat = jnp.ravel(value)
+        for i, leaf in enumerate(jax.tree.leaves(inputs)):
+            flat = jnp.ravel(leaf)
             if flat.size:
                 h = h + nn.Dense(self.features, use_bias=False, name=f"input_{i}")(flat)
         return h
@@ -43,7 +44,7 @@ class _MLP(nn.Module):
     zero_output: bool
 
     @nn.compact
-    def __call__(self, *inputs: Array) -> Array:
+    def __call__(self, *inputs: PyTree) -> Array:
         if not self.hidden_sizes:
             return _Join(self.num_outputs)(*inputs)
         h = self.activation(_Join(self.hidden_sizes[0])(*inputs))
@@ -60,7 +61,7 @@ class _ResNet(nn.Module):
     zero_output: bool
 
     @nn.compact
-    def __call__(self, *inputs: Array) -> Array:
+    def __call__(self, *inputs: PyTree) -> Array:
         h = _Join(self.hidden_size)(*inputs)
         for _ in range(self.num_blocks):
             r = nn.Dense(self.hidden_size)(self.activation(h))
@@ -82,7 +83,7 @@ def mlp(
     activation: Activation = nn.silu,
     zero_output: bool = False,
 ) -> Network:
-    """Multilayer perceptron from any number of input arrays to `[num_outputs]`.
+    """Multilayer perceptron from any number of pytrees to `[num_outputs]`.
 
     Args:
         num_outputs: length of the output vector.
@@ -114,7 +115,9 @@ def resnet(
     activation: Activation = nn.silu,
     zero_output: bool = False,
 ) -> Network:
-    """Residual perceptron (pre-activation blocks of two layers).
+    """Residual perceptron from any number of pytrees to `[num_outputs]`.
+
+    Pre-activation blocks of two layers.
 
     Args:
         num_outputs: length of the output vector.

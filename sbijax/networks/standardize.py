@@ -79,7 +79,7 @@ def robust() -> Standardizer:
 
     def log_slope(s: dict[str, Array], v: Array) -> Array:
         u = (v - s["median"]) / s["spread"]
-        return -0.5 * jnp.log1p(u**2) - jnp.log(s["spread"]) - jnp.log(s["scale"])
+        return -jnp.log(jnp.hypot(1.0, u)) - jnp.log(s["spread"]) - jnp.log(s["scale"])
 
     return _leafwise(
         fit_leaf,
@@ -146,7 +146,10 @@ def _mean_and_sd(values: Array, weight: Array) -> tuple[Array, Array]:
     w, v = _rows(weight, values)
     total = jnp.maximum(jnp.sum(w, axis=0), jnp.finfo(values.dtype).tiny)
     mean = jnp.sum(w * v, axis=0) / total
-    sd = jnp.sqrt(jnp.sum(w * (v - mean) ** 2, axis=0) / total)
+    # Squares of the deviations from 1e19 on would overflow.
+    largest = jnp.max(jnp.where(w > 0, jnp.abs(v - mean), 0.0), axis=0)
+    unit = jnp.where(largest > 0, largest, 1.0)
+    sd = unit * jnp.sqrt(jnp.sum(w * ((v - mean) / unit) ** 2, axis=0) / total)
     floor = 1e-6 * jnp.abs(mean)
     return mean, jnp.where(sd > floor, sd, 1.0)
 

@@ -76,7 +76,7 @@ def _estimate(draws: _Floats, num_cells: int) -> GridDensity:
     frequencies = np.pi * np.arange(num_cells)
     thumb = _rule_of_thumb(draws, ends)
     fractions = [1.0, 0.8, 0.64, 0.5, 0.4, 0.32, 0.25, 0.2, 0.14, 0.1, 0.07, 0.05]
-    decays = [_kernel(fraction * thumb, frequencies) for fraction in fractions]
+    decays = [_kernel(fraction, thumb, frequencies) for fraction in fractions]
     repeats = np.unique(draws, axis=0, return_counts=True)[1] / num_draws
     same = float(np.sum(repeats**2))
     scores = np.array([_score(decay, coefficients, same) for decay in decays])
@@ -91,8 +91,9 @@ def _estimate(draws: _Floats, num_cells: int) -> GridDensity:
 def _ends(column: _Floats) -> _Floats:
     """Ends of the grid, just outside the draws unless single ones lie far out.
 
-    The margin is five mean gaps between the outermost draws: next to nothing where
-    a bound cuts the density off, room to fall to zero where it has a tail.
+    The margin is five mean gaps between the outermost draws: next to nothing
+    where a bound cuts the density off, room to fall to zero where it has a
+    tail.
     """
     ordered = np.sort(column)
     low, high = ordered[0], ordered[-1]
@@ -119,8 +120,8 @@ def _rule_of_thumb(draws: _Floats, ends: _Floats) -> _Floats:
     return np.maximum(factor * spread / (ends[:, 1] - ends[:, 0]), 2e-3)
 
 
-def _kernel(bandwidth: npt.NDArray[np.floating], frequencies: _Floats) -> _Floats:
-    factors = [np.exp(-0.5 * (frequencies * h) ** 2) for h in bandwidth]
+def _kernel(fraction: float, thumb: _Floats, frequencies: _Floats) -> _Floats:
+    factors = [np.exp(-0.5 * (frequencies * fraction * h) ** 2) for h in thumb]
     return factors[0] if len(factors) == 1 else np.multiply.outer(*factors)
 
 

@@ -59,9 +59,10 @@ def to_arviz(
         groups["posterior_predictive"] = _named(predictive, "x", num_chains is None)
     if x_observed is not None:
         groups["observed_data"] = _named(x_observed, "x", add_axis=False)
+    from_dict: Any = arviz.from_dict
     if int(arviz.__version__.split(".")[0]) < 1:
-        return arviz.from_dict(**groups)
-    return arviz.from_dict(groups)
+        return from_dict(**groups)
+    return from_dict(groups)
 
 
 def _named(tree: PyTree, bare: str, add_axis: bool) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import optax
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from sbijax.base import (
     Array,
@@ -44,9 +44,9 @@ def train(
     estimator: Estimator,
     sims: Simulations,
     *,
-    learning_rate: float | Array = 1e-3,
-    weight_decay: float | Array = 1e-2,
-    batch_size: int = 200,
+    learning_rate: float | Array = 5e-3,
+    weight_decay: float | Array = 0.1,
+    batch_size: int | None = None,
     max_epochs: int = 1000,
     validation_fraction: float = 0.1,
     patience: int = 10,
@@ -70,7 +70,8 @@ def train(
         sims: simulations; rows with non-finite entries get weight 0.
         learning_rate: of Adam; may be traced.
         weight_decay: decoupled decay of weight matrices; may be traced.
-        batch_size: rows per step; more than there are is fine.
+        batch_size: rows per step, by default N / 200 within 50 and 500; more
+            than there are is fine.
         max_epochs: upper limit of passes over the data.
         validation_fraction: share of rows held out, in [0, 1); with 0, or too
             few rows to hold one out, the training loss decides.
@@ -105,11 +106,11 @@ def train(
     check_key(key)
     if estimator.loss is None:
         raise TypeError("this estimator is training-free: call infer without train.")
+    sims = make_simulations(*sims)
     config = TrainConfig(
         batch_size, max_epochs, validation_fraction, patience, num_decays, optimizer
     )
     _check_config(config)
-    sims = make_simulations(*sims)
     rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((key, sims, rates))):
         if checkpoint is not None:
@@ -175,6 +176,8 @@ def _show(bar: tqdm, state: TrainState) -> None:
 def _check_config(config: TrainConfig) -> None:
     for name in ("batch_size", "max_epochs", "patience"):
         value = getattr(config, name)
+        if name == "batch_size" and value is None:
+            continue
         if int(value) != value or value < 1:
             raise ValueError(f"{name} must be a whole number >= 1, got {value}.")
     if int(config.num_decays) != config.num_decays or config.num_decays < 0:
