@@ -6,6 +6,7 @@ is written once, on the `Protocol` of its name below.  Shape letters: `N`
 simulations, `B` batch, `D` theta dimension, `S` draws.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -26,6 +27,7 @@ __all__ = [
     "Simulations",
     "Standardizer",
     "Stats",
+    "check_count",
     "check_finite",
     "check_key",
     "check_like",
@@ -189,6 +191,25 @@ class Standardizer(NamedTuple):
     log_det: Callable[[PyTree, PyTree], Array]
 
 
+def check_count(value: Any, name: str) -> int:
+    """Return `value` as an int, or raise unless it is a whole number >= 1.
+
+    Example:
+        >>> from sbijax.base import check_count
+        >>> check_count(3, "num_samples")
+        3
+    """
+    try:
+        count = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an integer, got {value!r}.") from error
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}.")
+    return count
+
+
 def check_key(key: Array, name: str = "key") -> None:
     """Raise a `TypeError` unless `key` is one typed PRNG key.
 
@@ -252,6 +273,8 @@ def check_like(value: PyTree, example: PyTree, name: str) -> PyTree:
         >>> check_like(1.0, jnp.zeros(()), "x").dtype
         dtype('float32')
     """
+    if isinstance(value, list) and not isinstance(example, list):
+        value = np.asarray(value)
     expected = f"expected {describe(example)} as in the simulations"
     if jax.tree.structure(value) != jax.tree.structure(example):
         raise ValueError(

@@ -14,6 +14,7 @@ from sbijax.base import (
     PyTree,
     SampleInfo,
     SbijaxWarning,
+    check_count,
     check_finite,
     check_key,
     check_like,
@@ -50,6 +51,7 @@ def infer(estimator: Estimator, params: Params, x: PyTree) -> Posterior:
         all observations.
 
     Raises:
+        TypeError: `params` is not a `Params`.
         ValueError: x has another structure or shape than the simulations, or
             holds NaN or infinities.
 
@@ -64,13 +66,17 @@ def infer(estimator: Estimator, params: Params, x: PyTree) -> Posterior:
         >>> posterior.sample(jax.random.key(2), 5).shape
         (5,)
     """
+    if not isinstance(params, Params):
+        raise TypeError(
+            "infer takes (estimator, params, x), with the Params that train returns; "
+            f"got {type(params).__name__} for params."
+        )
     x = check_like(x, params.stats.example.x, "x")
     check_finite(x, "x")
 
     def sample_fn(key: Array, num_samples: int) -> PyTree:
         check_key(key)
-        if int(num_samples) != num_samples or num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+        num_samples = check_count(num_samples, "num_samples")
         theta, info = _sample(params, key, x, num_samples, estimator)
         _report(info)
         return theta

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sbijax.base import Estimator, Params, PyTree, Simulations, Stats, describe
+from sbijax.base import Estimator, Params, PyTree, Simulations, describe
 
 __all__ = ["load", "save"]
 
@@ -40,7 +40,8 @@ def save(path: str | os.PathLike[str], estimator: Estimator, params: Params) -> 
         params: trained parameters.
 
     Raises:
-        TypeError: `params` is not a `Params`.
+        TypeError: `params` is not a `Params`, or theta or x have nodes other than
+            dicts, tuples, lists and arrays.
 
     Example:
         >>> import jax, tempfile, pathlib, numpyro.distributions as dist
@@ -57,6 +58,7 @@ def save(path: str | os.PathLike[str], estimator: Estimator, params: Params) -> 
     """
     if not isinstance(params, Params):
         raise TypeError(f"params must be a Params record, got {type(params).__name__}.")
+    skeleton = _skeleton(params.stats.example)
     leaves = {
         jax.tree_util.keystr(key_path): np.asarray(leaf)
         for key_path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -64,7 +66,7 @@ def save(path: str | os.PathLike[str], estimator: Estimator, params: Params) -> 
     manifest = {
         "format": FORMAT,
         "sbijax": _version(),
-        "example": _skeleton(params.stats.example),
+        "example": skeleton,
         "leaves": [
             {"name": name, "shape": leaf.shape, "dtype": str(leaf.dtype)}
             for name, leaf in leaves.items()
@@ -100,19 +102,8 @@ def load(path: str | os.PathLike[str], estimator: Estimator) -> Params:
     Example:
         See `save`.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            manifest = json.loads(archive.read(_MANIFEST))
-            _check_format(path, manifest)
-            arrays = [
-                _from_bytes(_read(archive, f"{i}.npy"), entry)
-                for i, entry in enumerate(manifest["leaves"])
-            ]
-    except (zipfile.BadZipFile, KeyError, EOFError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is damaged or is not a file written by sbijax.save ({error}). "
-            "Save it again or restore a copy."
-        ) from error
+    manifest, arrays = _read_file(path)
+    _check_format(path, manifest)
     expected = _expected(estimator, manifest["example"])
     _check_leaves(path, manifest["leaves"], expected)
     params = jax.tree.unflatten(
@@ -131,7 +122,7 @@ def _expected(estimator: Estimator, skeleton: Any) -> PyTree:
     )
     try:
         return jax.eval_shape(estimator.init, jax.random.key(0), sims)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # whatever the estimator's own parts raise
         raise ValueError(
             "the file was saved from another estimator: its simulations have theta "
             f"{describe(example['theta'])} and x {describe(example['x'])}, which "
@@ -191,15 +182,19 @@ def _check_format(path: Any, manifest: dict[str, Any]) -> None:
 
 
 def _skeleton(tree: PyTree) -> Any:
-    """A pytree of dicts, tuples and arrays as JSON: shapes and dtypes only."""
-    if isinstance(tree, Simulations | Stats):
-        return _skeleton(tree._asdict())
-    if isinstance(tree, dict):
+    """A pytree of dicts, tuples, lists and arrays as JSON: shapes and dtypes only."""
+    if isinstance(tree, Simulations):
+        tree = tree._asdict()
+    if type(tree) is dict:
         return {"dict": {name: _skeleton(value) for name, value in tree.items()}}
-    if isinstance(tree, tuple | list):
-        kind = "tuple" if isinstance(tree, tuple) else "list"
-        return {kind: [_skeleton(value) for value in tree]}
-    return {"shape": list(tree.shape), "dtype": str(tree.dtype)}
+    if type(tree) in (tuple, list):
+        return {type(tree).__name__: [_skeleton(value) for value in tree]}
+    if isinstance(tree, jax.Array | np.ndarray):
+        return {"shape": list(tree.shape), "dtype": str(tree.dtype)}
+    raise TypeError(
+        "a file holds theta and x made of dicts, tuples, lists and arrays, got a "
+        f"{type(tree).__name__} among them. Turn it into a dict in the simulator."
+    )
 
 
 def _from_skeleton(node: Any) -> Any:
@@ -212,8 +207,27 @@ def _from_skeleton(node: Any) -> Any:
     return jax.ShapeDtypeStruct(tuple(node["shape"]), jnp.dtype(node["dtype"]))
 
 
-def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    return np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+def _read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Any]]:
+    """Manifest and arrays, or one clear error for every kind of damage."""
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            manifest = json.loads(archive.read(_MANIFEST))
+            if int(manifest["format"]) > FORMAT:
+                return manifest, []
+            _from_skeleton(manifest["example"])
+            float(manifest["check"] or 0.0)
+            arrays = [
+                _from_bytes(archive.read(f"{i}.npy"), entry)
+                for i, entry in enumerate(manifest["leaves"])
+            ]
+    except Exception as error:
+        raise ValueError(
+            f"{path} is damaged or is not a file written by sbijax.save "
+            f"({type(error).__name__}: {error}). Save it again or restore a copy."
+        ) from error
+    return manifest, arrays
 
 
 def _as_bytes(leaf: np.ndarray) -> np.ndarray:
@@ -221,10 +235,12 @@ def _as_bytes(leaf: np.ndarray) -> np.ndarray:
     return np.frombuffer(np.ascontiguousarray(leaf).tobytes(), np.uint8)
 
 
-def _from_bytes(raw: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
-    return np.frombuffer(raw.tobytes(), jnp.dtype(entry["dtype"])).reshape(
-        entry["shape"]
-    )
+def _from_bytes(npy: bytes, entry: dict[str, Any]) -> np.ndarray:
+    raw = np.load(io.BytesIO(npy), allow_pickle=False)
+    if not isinstance(raw, np.ndarray) or raw.dtype != np.uint8:
+        raise ValueError(f"{entry['name']} is not stored as bytes")
+    dtype = jnp.dtype(entry["dtype"])
+    return np.frombuffer(raw.tobytes(), dtype).reshape(entry["shape"])
 
 
 def _version() -> str:

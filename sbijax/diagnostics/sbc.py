@@ -33,6 +33,7 @@ from sbijax.base import (
     PyTree,
     SbijaxWarning,
     Simulations,
+    check_count,
     check_key,
     describe,
 )
@@ -133,10 +134,10 @@ def sbc(
     """
     check_key(key)
     theta, x = _held_out(sims)
-    num_samples = _check_count("num_samples", num_samples)
+    num_samples = check_count(num_samples, "num_samples")
     if chunk_size is None:
         chunk_size = max(1, _DRAWS_AT_ONCE // num_samples)
-    chunk_size = _check_count("chunk_size", chunk_size)
+    chunk_size = check_count(chunk_size, "chunk_size")
     parameters = scalar_names(theta, num_batch_axes=1)
     names = parameters + _added_names(estimator, quantities, theta, x)
     num_replicates = len(jax.tree.leaves(theta)[0])
@@ -201,12 +202,6 @@ def sbc_result(
         global_p_value=min(1.0, len(p_values) * float(p_values.min())),
         band=uniformity_band(len(array), num_samples),
     )
-
-
-def _check_count(name: str, value: int) -> int:
-    if value < 1 or value != int(value):
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value}.")
-    return int(value)
 
 
 def _added_names(

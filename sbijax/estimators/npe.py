@@ -5,8 +5,10 @@ A conditional density q_phi is fitted to pairs (theta, x) by
     phi* = argmin -E_{p(theta) p(x | theta)} log q_phi(theta | x),
 
 and q_phi*(theta | x_o) is the posterior of any x_o in one pass.  The density
-lives on y = standardize(to_vector(theta)) in R^D, so draws never leave the
-prior's support.
+lives on y in R^D, the white residual of a linear regression of
+z = to_vector(theta) on the standardised x: draws never leave the prior's
+support, and where theta and x are jointly Gaussian the untrained flow is
+already the posterior.
 """
 
 import jax
@@ -29,7 +31,8 @@ from sbijax.base import (
 )
 from sbijax.densities import nsf_autoregressive
 from sbijax.losses import negative_log_posterior
-from sbijax.networks import resnet, robust, zscore
+from sbijax.networks import resnet, robust
+from sbijax.networks.linear import fit_linear, from_residual, to_residual
 
 __all__ = ["make_npe"]
 
@@ -81,7 +84,6 @@ def make_npe(
     if embedding is None:
         embedding = resnet(32, hidden_size=128, num_blocks=3, activation=jax.nn.relu)
     standardizer = robust() if standardizer is None else standardizer
-    center = zscore()
 
     def init_fn(key: Array, sims: Simulations) -> Params:
         embedding_key, density_key = jax.random.split(key)
@@ -90,31 +92,34 @@ def make_npe(
         example = example._replace(weight=jnp.ones_like(example.weight))
         theta, x, weight = fill_zero_weight(sims, example)
         z = jax.vmap(prior.to_vector)(theta)
+        scale = standardizer.fit(x, weight)
+        features = jax.vmap(lambda v: _flatten(standardizer.forward(scale, v)))(x)
         stats = Stats(
             example=example,
-            theta=center.fit(z, weight),
-            x={"scale": standardizer.fit(x, weight), "range": _range(x)},
+            theta=fit_linear(features, z, weight),
+            x={"scale": scale, "range": _range(x)},
         )
-        y, value = z[row], standardizer.forward(stats.x["scale"], example.x)
+        value = standardizer.forward(scale, example.x)
         embedding_net = embedding.init(embedding_key, value)
         context = embedding.apply(embedding_net, value)
         net = {
             "embedding": embedding_net,
-            "density": density.init(density_key, y, context),
+            "density": density.init(density_key, z[row], context),
         }
         return Params(net, stats)
 
-    def context_of(params: Params, x: PyTree) -> Array:
+    def see(params: Params, x: PyTree) -> tuple[Array, Array]:
+        """Context of the density, and features of the regression."""
         value = standardizer.forward(params.stats.x["scale"], x)
-        return embedding.apply(params.net["embedding"], value)
+        return embedding.apply(params.net["embedding"], value), _flatten(value)
 
     def log_density(params: Params, theta: PyTree, x: PyTree) -> Array:
         """log q(theta | x) for a theta inside the support."""
         z = prior.to_vector(theta)
-        y = center.forward(params.stats.theta, z)
-        log_det = center.log_det(params.stats.theta, z) - prior.log_det(z)
-        log_q = density.log_prob(params.net["density"], y, context_of(params, x))
-        return log_q + log_det
+        context, features = see(params, x)
+        y = to_residual(params.stats.theta, z, features)
+        log_q = density.log_prob(params.net["density"], y, context)
+        return log_q + params.stats.theta.log_det - prior.log_det(z)
 
     def log_prob_fn(params: Params, theta: PyTree, x: PyTree) -> Array:
         example = params.stats.example
@@ -130,11 +135,11 @@ def make_npe(
         params: Params, key: Array, x: PyTree, *, num_samples: int
     ) -> tuple[PyTree, SampleInfo]:
         x = check_like(x, params.stats.example.x, "x")
-        context = context_of(params, x)
+        context, features = see(params, x)
         y = density.sample(
             params.net["density"], key, context, shape=(num_samples, prior.num_dims)
         )
-        z = jax.vmap(center.inverse, in_axes=(None, 0))(params.stats.theta, y)
+        z = jax.vmap(lambda y: from_residual(params.stats.theta, y, features))(y)
         info = SampleInfo(
             num_invalid=jnp.sum(~jnp.all(jnp.isfinite(y), axis=1)),
             num_outside=_num_outside(x, params.stats.x["range"]),
@@ -148,6 +153,11 @@ def make_npe(
         log_prob=log_prob_fn,
         sample=sample_fn,
     )
+
+
+def _flatten(x: PyTree) -> Array:
+    """All leaves of one x in one vector."""
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(x)])
 
 
 def _range(x: PyTree) -> PyTree:

@@ -4,10 +4,11 @@ A plain z-score is ruined by heavy tails and counts: one row of 1e6 squeezes
 all others into a point.  The robust standardizer measures location and scale
 by quantiles and squashes the tails,
 
-    s = asinh((v - median) / iqr'),   y = (s - mean(s)) / sd(s),
+    s = asinh((v - median) / (4 iqr')),   y = (s - mean(s)) / sd(s),
 
 where iqr' is the interquartile range over 1.349, the standard deviation of a
-normal with that range.
+normal with that range.  Within three such deviations the map is close to
+linear, beyond it grows like a logarithm.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from sbijax.base import Array, PyTree, Standardizer
 __all__ = ["no_standardizer", "robust", "zscore"]
 
 _NORMAL_IQR = 1.349
+_LINEAR_RANGE = 4.0
 
 
 def zscore() -> Standardizer:
@@ -70,7 +72,7 @@ def robust() -> Standardizer:
         spread = (high - low) / _NORMAL_IQR
         tiny = 1e-6 * jnp.maximum(jnp.abs(median), jnp.finfo(values.dtype).tiny)
         spread = jnp.where(spread > tiny, spread, _mean_and_sd(values, weight)[1])
-        stats = {"median": median, "spread": spread}
+        stats = {"median": median, "spread": _LINEAR_RANGE * spread}
         loc, scale = _mean_and_sd(squash(stats, values), weight)
         return stats | {"loc": loc, "scale": scale}
 

@@ -73,7 +73,7 @@ def _estimate(draws: _Floats, num_cells: int) -> GridDensity:
     counts, _ = np.histogramdd(draws, bins=edges)
     shares = counts / max(1.0, counts.sum())
     coefficients = fft.dctn(shares, norm="forward", type=2) * num_cells**num_dims
-    frequencies = np.pi * np.arange(num_cells)
+    frequencies = np.linspace(0.0, np.pi * (num_cells - 1), num_cells)
     thumb = _rule_of_thumb(draws, ends)
     fractions = [1.0, 0.8, 0.64, 0.5, 0.4, 0.32, 0.25, 0.2, 0.14, 0.1, 0.07, 0.05]
     decays = [_kernel(fraction, thumb, frequencies) for fraction in fractions]

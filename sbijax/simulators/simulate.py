@@ -7,7 +7,6 @@ is cut into chunks nor on how many draws follow it.
 
 import functools
 import inspect
-import operator
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,7 @@ from sbijax.base import (
     PyTree,
     SbijaxWarning,
     Simulations,
+    check_count,
     check_key,
     describe,
     make_simulations,
@@ -89,10 +89,10 @@ def simulate(
             "simulate_batch, which gives the same draws."
         )
     _check_arguments(key, prior, simulator)
-    size = _check_count(num_simulations, "num_simulations")
+    size = check_count(num_simulations, "num_simulations")
     if chunk_size is None:
         chunk_size = _automatic_chunk_size(_abstract_rows(key, prior, simulator, 1))
-    chunk_size = min(_check_count(chunk_size, "chunk_size"), size)
+    chunk_size = min(check_count(chunk_size, "chunk_size"), size)
     rows = _abstract_rows(key, prior, simulator, chunk_size)
 
     buffers = jax.tree.map(lambda a: np.empty((size, *a.shape[1:]), a.dtype), rows)
@@ -144,7 +144,7 @@ def simulate_batch(
         (3, 5, 2)
     """
     _check_arguments(key, prior, simulator)
-    size = _check_count(num_simulations, "num_simulations")
+    size = check_count(num_simulations, "num_simulations")
     return _draw_rows(key, jnp.arange(size), prior, simulator)
 
 
@@ -297,18 +297,6 @@ def _check_arguments(key: Array, prior: Prior, simulator: Simulator) -> None:
         raise TypeError(
             f"simulator has the signature {signature}, {_EXPECTED}."
         ) from error
-
-
-def _check_count(value: Any, name: str) -> int:
-    try:
-        count = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"{name} must be an integer, got {value!r}.") from error
-    if isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be an integer, got {value!r}.")
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1, got {count}.")
-    return count
 
 
 def _abstract_rows(

@@ -18,6 +18,7 @@ from sbijax.base import (
     Params,
     SbijaxWarning,
     Simulations,
+    check_count,
     check_key,
     make_simulations,
 )
@@ -176,10 +177,8 @@ def _show(bar: tqdm, state: TrainState) -> None:
 def _check_config(config: TrainConfig) -> None:
     for name in ("batch_size", "max_epochs", "patience"):
         value = getattr(config, name)
-        if name == "batch_size" and value is None:
-            continue
-        if int(value) != value or value < 1:
-            raise ValueError(f"{name} must be a whole number >= 1, got {value}.")
+        if name != "batch_size" or value is not None:
+            check_count(value, name)
     if int(config.num_decays) != config.num_decays or config.num_decays < 0:
         raise ValueError(
             f"num_decays must be a whole number >= 0, got {config.num_decays}."
