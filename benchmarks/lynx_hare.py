@@ -1,4 +1,4 @@
-"""The main job: hares and lynxes, 1900 to 1920, from pelt counts to a checked posterior.
+"""The main job: hares and lynxes 1900-1920, from pelt counts to a checked posterior.
 
     python -m benchmarks.lynx_hare
 
@@ -12,6 +12,7 @@ against exact NUTS.  Figures and `summary.json` land in `results/lynx_hare/`.
 import argparse
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import sbijax as sj
 from benchmarks.exact_nuts import exact_nuts
@@ -36,6 +38,7 @@ PARAMETERS = {
     "sigma_hare": "error of hares",
     "sigma_lynx": "error of lynxes",
 }
+BATCH_SIZE = 500
 YEARS = np.arange(1900, 1921)
 TASK = sj.simulators.lynx_hare()
 
@@ -46,11 +49,22 @@ def simulate_log_counts(key: jax.Array, theta: dict[str, jax.Array]) -> jax.Arra
 
 
 def make_estimator() -> sj.Estimator:
-    """NPE with a spline flow and a residual embedding of the 42 log counts."""
+    """NPE with a masked autoregressive flow and a residual embedding."""
     return sj.make_npe(
         TASK.prior,
-        density=sj.densities.nsf(hidden_size=64),
-        embedding=sj.networks.resnet(32, hidden_size=128, num_blocks=2),
+        density=sj.densities.maf(),
+        embedding=sj.networks.resnet(
+            64, hidden_size=256, num_blocks=2, activation=jax.nn.relu
+        ),
+    )
+
+
+def make_optimizer(num_steps: int) -> optax.GradientTransformation:
+    """Adam with a cosine decay over a run of known length."""
+    warmup = min(100, num_steps // 10)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 5e-3, warmup, num_steps)
+    return optax.chain(
+        optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=0.1)
     )
 
 
@@ -96,15 +110,16 @@ def run(
         num_invalid = int(jnp.sum(sims.weight == 0))
 
     npe = make_estimator()
+    num_steps = max_epochs * math.ceil(0.9 * num_simulations / BATCH_SIZE)
     with clock.stage("train", "Training neural posterior estimation"):
         params, info = sj.train(
             train_key,
             npe,
             sims,
-            batch_size=500,
+            batch_size=BATCH_SIZE,
             max_epochs=max_epochs,
-            num_decays=2,
-            patience=2,
+            patience=max_epochs,
+            optimizer=make_optimizer(num_steps),
         )
         sj.save(folder / "npe.sbijax", npe, params)
 
@@ -207,7 +222,12 @@ def _draw_figures(
         "coverage": lambda: sj.plots.coverage_curve(covered),
         "loss": lambda: sj.plots.loss_curve(info),
         "predictive": lambda: sj.plots.predictive(
-            predictive, TASK.x_observed, time=YEARS, labels=("hares", "lynxes")
+            predictive,
+            TASK.x_observed,
+            time=YEARS,
+            labels=("hares", "lynxes"),
+            time_label="year",
+            value_label="pelts (thousands)",
         ),
     }
     for name, draw in figures.items():

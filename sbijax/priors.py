@@ -288,7 +288,7 @@ def _clamp(support: Any, value: Array) -> Array:
     """The nearest value inside a half-line or interval; undoes rounding."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    low = getattr(support, "lower_bound", None)
+    low: Any = getattr(support, "lower_bound", None)
     high = getattr(support, "upper_bound", None)
     if isinstance(support, type(constraints.greater_than(0.0))):
         info = jnp.finfo(jnp.result_type(float))

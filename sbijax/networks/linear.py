@@ -70,7 +70,9 @@ def fit_linear(features: Array, targets: Array, weight: Array) -> LinearStats:
     if 0 < num_features <= _MAX_FEATURES:
         f = features - share @ features
         gram = (share[:, None] * f).T @ f + _RIDGE * jnp.eye(num_features)
-        solved = jax.scipy.linalg.solve(gram, (share[:, None] * f).T @ z, assume_a="pos")
+        solved = jax.scipy.linalg.solve(
+            gram, (share[:, None] * f).T @ z, assume_a="pos"
+        )
         enough = jnp.sum(weight > 0) >= _MIN_ROWS_PER_FEATURE * num_features
         slope = jnp.where(enough, solved, slope)
         z = z - f @ slope

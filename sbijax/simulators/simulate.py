@@ -168,7 +168,10 @@ def _call_simulator(key: Array, theta: PyTree, simulator: Simulator) -> PyTree:
             f"and fixed shapes; {_EXPECTED}."
         ) from error
     except Exception as error:
-        error.add_note(f"Raised in simulator(key, theta), theta = {describe(theta)}.")
+        error.add_note(
+            f"Raised in the simulator, with theta = {describe(theta)}; {_EXPECTED} "
+            "whose shapes do not depend on the values of theta."
+        )
         raise
     leaves = jax.tree.leaves(x)
     if not leaves or not all(map(_is_real, leaves)):
@@ -259,9 +262,9 @@ def _report_failures(sims: Simulations) -> str | None:
             "returns."
         )
     return (
-        f"{count} of {size} simulations ({100 * count / size:.2g} %) failed: theta or x is "
-        "not finite. They have weight 0 and are left out. If that is more than you "
-        "expect, look at theta where weight is 0."
+        f"{count} of {size} simulations ({100 * count / size:.2g} %) failed: theta or "
+        "x is not finite. They have weight 0 and are left out. If that is more than "
+        "you expect, look at theta where weight is 0."
     )
 
 

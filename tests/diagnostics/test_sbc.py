@@ -67,18 +67,18 @@ def run(seed, params=EXACT, num_simulations=200, num_samples=99, **options):
 
 @pytest.fixture(scope="module")
 def exact_results():
-    return [run(seed) for seed in range(60)]
+    return [run(seed) for seed in range(40)]
 
 
 def test_exact_posterior_passes(exact_results):
     global_p = np.array([result.global_p_value for result in exact_results])
-    assert global_p.min() > 0.05 / 60  # Bonferroni over the 60 runs
-    assert np.mean(global_p < 0.05) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 60)
+    assert global_p.min() > 0.05 / 40  # Bonferroni over the 40 runs
+    assert np.mean(global_p < 0.05) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 40)
 
 
 def test_p_values_on_the_exact_posterior_are_uniform(exact_results):
     p_values = np.stack([result.p_values for result in exact_results])
-    assert p_values.shape == (60, 4)
+    assert p_values.shape == (40, 4)
     for column in p_values.T:
         assert stats.kstest(column, "uniform").pvalue > 0.01
     assert abs(np.mean(p_values) - 0.5) < 3 / np.sqrt(12 * p_values.size)
@@ -248,9 +248,9 @@ def test_bad_input_is_refused():
     key = jax.random.key(0)
     with pytest.raises(TypeError, match="typed PRNG key"):
         sbc(0, ESTIMATOR, EXACT, sims)
-    with pytest.raises(ValueError, match="num_samples must be a whole number"):
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
         sbc(key, ESTIMATOR, EXACT, sims, num_samples=0)
-    with pytest.raises(ValueError, match=r"chunk_size .* got 1.5"):
+    with pytest.raises(TypeError, match=r"chunk_size must be an integer, got 1.5"):
         sbc(key, ESTIMATOR, EXACT, sims, chunk_size=1.5)
     with pytest.raises(ValueError, match="no pair of non-zero weight"):
         sbc(key, ESTIMATOR, EXACT, sims._replace(weight=jnp.zeros(10)))
