@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+from jax.flatten_util import ravel_pytree
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 
-from sbijax.base import Array, PyTree
+from sbijax.base import Array, Prior, PyTree
 from sbijax.simulators import Task, lynx_hare
 
-__all__ = ["exact_nuts"]
+__all__ = ["exact_nuts", "in_logs"]
 
 _NUM_PARTICLES = 1024
 _NUM_ROUNDS = 20
@@ -68,9 +69,7 @@ def exact_nuts(
     start = time.perf_counter()
     key_fit, key_run = jax.random.split(key)
     potential = _make_potential(task)
-    mean, scale, z_init = _fit_gaussian(
-        key_fit, potential, num_dims=task.prior.num_dims, num_draws=num_chains
-    )
+    mean, scale, z_init = _fit_gaussian(key_fit, task.prior, potential, num_chains)
     w_init = jax.scipy.linalg.solve_triangular(scale, (z_init - mean).T, lower=True).T
     kernel = numpyro.infer.NUTS(
         potential_fn=lambda w: potential(mean + scale @ w),
@@ -102,6 +101,29 @@ def exact_nuts(
     }
 
 
+def in_logs(prior: Prior) -> Prior:
+    """The same prior with log theta as its vector form.
+
+    For parameters that are positive and have no upper bound.  Products and
+    ratios that the data fix, such as alpha gamma of the lynx and hare model,
+    become sums, and the posterior is closer to a Gaussian.
+
+    Example:
+        >>> import jax
+        >>> from benchmarks.exact_nuts import in_logs
+        >>> from sbijax.simulators import lynx_hare
+        >>> in_logs(lynx_hare().prior).from_vector(jax.numpy.zeros(8))["alpha"]
+        Array(1., dtype=float32)
+    """
+    example = jax.tree.map(jnp.ones_like, prior.sample(jax.random.key(0)))
+    unravel = ravel_pytree(example)[1]
+    return prior._replace(
+        to_vector=lambda theta: jnp.log(ravel_pytree(theta)[0]),
+        from_vector=lambda z: unravel(jnp.exp(z)),
+        log_det=jnp.sum,
+    )
+
+
 def _make_potential(task: Task) -> Callable[[Array], Array]:
     prior, log_likelihood, x = task.prior, task.log_likelihood, task.x_observed
     if log_likelihood is None or x is None:
@@ -118,18 +140,15 @@ def _make_potential(task: Task) -> Callable[[Array], Array]:
     return potential
 
 
-@functools.partial(jax.jit, static_argnames=("potential", "num_dims", "num_draws"))
+@functools.partial(jax.jit, static_argnames=("prior", "potential", "num_draws"))
 def _fit_gaussian(
-    key: Array,
-    potential: Callable[[Array], Array],
-    *,
-    num_dims: int,
-    num_draws: int,
+    key: Array, prior: Prior, potential: Callable[[Array], Array], num_draws: int
 ) -> tuple[Array, Array, Array]:
     """Fit a Gaussian q to exp(-U) by rounds of tempered importance sampling.
 
-    Each round draws from q and refits it with weights (exp(-U) / q)^t, where t
-    is the largest power of 1/2 that leaves an effective sample size.
+    q begins with the moments of the prior.  Each round draws from q and refits
+    it with weights (exp(-U) / q)^t, where t is the largest power of 1/2 that
+    leaves an effective sample size.
 
     Returns:
         Mean `[D]` and Cholesky factor `[D, D]` of q, and weighted draws of the
@@ -137,25 +156,31 @@ def _fit_gaussian(
     """
     powers = 0.5 ** jnp.arange(24.0)
 
+    def fit(z: Array, weight: Array) -> tuple[Array, Array]:
+        mean = weight @ z
+        centred = z - mean
+        covariance = centred.T @ (weight[:, None] * centred)
+        covariance += 1e-6 * jnp.trace(covariance) * jnp.eye(prior.num_dims)
+        return mean, jnp.linalg.cholesky(covariance)
+
     def refit(q: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], Any]:
         mean, scale = q
-        noise = jax.random.normal(key, (_NUM_PARTICLES, num_dims))
+        noise = jax.random.normal(key, (_NUM_PARTICLES, prior.num_dims))
         z = mean + noise @ scale.T
         log_q = -0.5 * jnp.sum(noise**2, axis=1)
         log_weight = jnp.nan_to_num(-jax.vmap(potential)(z) - log_q, nan=-jnp.inf)
         tempered = jax.nn.softmax(powers[:, None] * log_weight, axis=1)
         enough = 1.0 / jnp.sum(tempered**2, axis=1) >= _MIN_ESS
         weight = tempered[jnp.argmax(enough)]
-        mean = weight @ z
-        centred = z - mean
-        covariance = centred.T @ (weight[:, None] * centred)
-        covariance += 1e-6 * jnp.trace(covariance) * jnp.eye(num_dims)
-        return (mean, jnp.linalg.cholesky(covariance)), (z, weight)
+        return fit(z, weight), (z, weight)
 
-    key_rounds, key_draws = jax.random.split(key)
-    prior = (jnp.zeros(num_dims), jnp.eye(num_dims))
+    key_prior, key_rounds, key_draws = jax.random.split(key, 3)
+    theta = jax.vmap(prior.sample)(jax.random.split(key_prior, _NUM_PARTICLES))
+    q = fit(
+        jax.vmap(prior.to_vector)(theta), jnp.full(_NUM_PARTICLES, 1 / _NUM_PARTICLES)
+    )
     rounds = jax.random.split(key_rounds, _NUM_ROUNDS)
-    (mean, scale), (z, weight) = jax.lax.scan(refit, prior, rounds)
+    (mean, scale), (z, weight) = jax.lax.scan(refit, q, rounds)
     draws = jax.random.choice(key_draws, z[-1], (num_draws,), p=weight[-1])
     return mean, scale, draws
 
@@ -167,8 +192,10 @@ def _diagnose(statistic: Callable[[Any], Any]) -> Callable[[Array], np.ndarray]:
 
 def main() -> None:
     """Print the exact posterior of the lynx and hare task."""
+    task = lynx_hare()
+    task = task._replace(prior=in_logs(task.prior))
     theta, info = exact_nuts(
-        jax.random.key(0), lynx_hare(), num_warmup=300, num_samples=1000, num_chains=4
+        jax.random.key(0), task, num_warmup=300, num_samples=1000, num_chains=4
     )
     print(f"{'parameter':<12}{'mean':>9}{'sd':>9}{'r_hat':>8}{'ess':>8}")
     for name, draws in theta.items():

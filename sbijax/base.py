@@ -191,8 +191,8 @@ class Standardizer(NamedTuple):
     log_det: Callable[[PyTree, PyTree], Array]
 
 
-def check_count(value: Any, name: str) -> int:
-    """Return `value` as an int, or raise unless it is a whole number >= 1.
+def check_count(value: Any, name: str, *, least: int = 1) -> int:
+    """Return `value` as an int, or raise unless it is a whole number >= `least`.
 
     Example:
         >>> from sbijax.base import check_count
@@ -205,8 +205,8 @@ def check_count(value: Any, name: str) -> int:
         raise TypeError(f"{name} must be an integer, got {value!r}.") from error
     if isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be an integer, got {value!r}.")
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1, got {count}.")
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}, got {count}.")
     return count
 
 

@@ -17,6 +17,7 @@ from sbijax.base import Array
 __all__ = ["Elementwise", "affine", "spline"]
 
 _MIN_BIN = 1e-3
+_MAX_BINS = 500  # a bin keeps at least half of its share for the network to move
 _MIN_SLOPE = 1e-3
 
 
@@ -83,9 +84,10 @@ def spline(*, num_bins: int = 8, bound: float = 5.0) -> Elementwise:
     Reference:
         Durkan, Bekasov, Murray, Papamakarios. Neural spline flows, 2019.
     """
-    if num_bins < 2 or not bound > 0:
+    if num_bins != int(num_bins) or not 2 <= num_bins <= _MAX_BINS or not bound > 0:
         raise ValueError(
-            f"a spline needs num_bins >= 2 and bound > 0, got {num_bins} and {bound}."
+            f"a spline needs 2 <= num_bins <= {_MAX_BINS}, a whole number, and "
+            f"bound > 0, got {num_bins} and {bound}."
         )
     # softplus(offset) + _MIN_SLOPE = 1: parameters of zero give slope one.
     offset = math.log(math.expm1(1.0 - _MIN_SLOPE))

@@ -52,8 +52,8 @@ def zscore() -> Standardizer:
 def robust() -> Standardizer:
     """Squash by asinh around the median, then subtract the mean, divide by the sd.
 
-    Elements whose middle half is constant (rare counts, say) take their
-    standard deviation for a scale.
+    Elements whose middle half is constant (rare counts, say) take for a scale
+    the median distance from it among the rows that differ.
 
     Example:
         >>> import jax.numpy as jnp
@@ -71,7 +71,7 @@ def robust() -> Standardizer:
         low, median, high = _quantiles(values, weight, (0.25, 0.5, 0.75))
         spread = (high - low) / _NORMAL_IQR
         tiny = 1e-6 * jnp.maximum(jnp.abs(median), jnp.finfo(values.dtype).tiny)
-        spread = jnp.where(spread > tiny, spread, _mean_and_sd(values, weight)[1])
+        spread = jnp.where(spread > tiny, spread, _median_step(values, median, weight))
         stats = {"median": median, "spread": _LINEAR_RANGE * spread}
         loc, scale = _mean_and_sd(squash(stats, values), weight)
         return stats | {"loc": loc, "scale": scale}
@@ -140,6 +140,8 @@ def _leafwise(
 
 def _rows(weight: Array, values: Array) -> tuple[Array, Array]:
     """Weights broadcastable to `values`, and values with rows of weight 0 cleared."""
+    if weight.shape == values.shape:
+        return weight, jnp.where(weight > 0, values, 0.0)
     weight = weight.reshape((-1,) + (1,) * (values.ndim - 1)).astype(values.dtype)
     return weight, jnp.where(weight > 0, values, 0.0)
 
@@ -154,6 +156,15 @@ def _mean_and_sd(values: Array, weight: Array) -> tuple[Array, Array]:
     sd = unit * jnp.sqrt(jnp.sum(w * ((v - mean) / unit) ** 2, axis=0) / total)
     floor = 1e-6 * jnp.abs(mean)
     return mean, jnp.where(sd > floor, sd, 1.0)
+
+
+def _median_step(values: Array, median: Array, weight: Array) -> Array:
+    """Weighted median of |v - median| over the rows where it is not 0, else 1."""
+    w, v = _rows(weight, values)
+    distance = jnp.abs(v - median)
+    moved = jnp.where((w > 0) & (distance > 0), w, 0.0)
+    step = _quantiles(distance, moved, (0.5,))[0]
+    return jnp.where(step > 0, step, 1.0)
 
 
 def _quantiles(

@@ -1,7 +1,6 @@
 """Checkpoints of a training run, written by orbax to a folder."""
 
 import hashlib
-import json
 import os
 import pathlib
 from typing import Any
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from sbijax.base import Array, PyTree, Simulations, describe
+from sbijax.base import Array, Estimator, Params, PyTree, Simulations, describe
 
 __all__ = ["Checkpoint", "fingerprint", "open_checkpoint"]
 
@@ -54,21 +53,29 @@ class Checkpoint:
         step = self._manager.latest_step()
         if step is None:
             return None
-        identity = self._manager.restore(
-            step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
-        )["identity"]
+        identity = self._read(step, identity=ocp.args.JsonRestore())
         _check_identity(identity, self._identity, self._manager.directory)
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _leaves(like)
         )
-        stored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        )["state"]
+        stored = self._read(step, state=ocp.args.StandardRestore(target))
         leaves, structure = jax.tree.flatten(like)
         rebuilt = [
             _wrap(jnp.asarray(stored[_name(i)]), leaf) for i, leaf in enumerate(leaves)
         ]
         return jax.tree.unflatten(structure, rebuilt)
+
+    def _read(self, step: int, **item: Any) -> Any:
+        """One item of a checkpoint, or one clear error for every kind of damage."""
+        (name,) = item
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+        except Exception as error:
+            raise ValueError(
+                f"the checkpoint in {self._manager.directory} is damaged "
+                f"({type(error).__name__}: {error}). Use another folder, or delete "
+                "this one to start again."
+            ) from error
 
 
 def open_checkpoint(
@@ -87,24 +94,44 @@ def open_checkpoint(
     return Checkpoint(folder, identity)
 
 
-def fingerprint(state: Any, sims: Simulations, config: Any) -> dict[str, Any]:
-    """What a run must share with a checkpoint to continue it."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(sims):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+def fingerprint(
+    state: Any, sims: Simulations, estimator: Estimator, config: Any
+) -> dict[str, Any]:
+    """What a run must share with a checkpoint to continue it.
+
+    The initial state is determined by key, simulations and estimator to the
+    last bit; the loss it has on a few rows tells activations and priors apart
+    that start from equal weights.
+    """
     shapes = [
         f"{jax.tree_util.keystr(path)} {describe(leaf)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     ]
+    few = jax.tree.map(lambda leaf: leaf[:64], sims)
+    assert estimator.loss is not None  # train refuses training-free methods
+    loss = estimator.loss(Params(state.net, state.stats), jax.random.key(0), few)
     settings = {k: v for k, v in config._asdict().items() if k != "optimizer"}
+    update = None
+    if config.optimizer is not None:
+        ones = jax.tree.map(jnp.ones_like, state.net)
+        update = _digest(config.optimizer.update(ones, state.opt_state, state.net)[0])
     return {
         "format": FORMAT,
-        "simulations": digest.hexdigest(),
+        "config": settings,
         "shapes": shapes,
-        "config": json.loads(json.dumps(settings)),
+        "simulations": _digest(sims),
         "key": np.asarray(jax.random.key_data(state.key)).tolist(),
         "rates": [float(state.learning_rate), float(state.weight_decay)],
+        "estimator": [_digest((state.net, state.stats)), f"{float(loss):.6g}"],
+        "optimizer": update,
     }
+
+
+def _digest(tree: PyTree) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _check_identity(
@@ -122,6 +149,8 @@ def _check_identity(
         "simulations": "other simulations",
         "key": "another key",
         "rates": "another learning_rate or weight_decay",
+        "estimator": "another estimator of the same shapes",
+        "optimizer": "another optimizer",
     }
     for field, reason in reasons.items():
         if found.get(field) != expected[field]:
@@ -133,7 +162,7 @@ def _check_identity(
 
 def _difference(found: Any, expected: Any) -> str:
     if isinstance(expected, list) and isinstance(found, list) and expected:
-        if not isinstance(expected[0], str):
+        if not str(expected[0]).startswith("."):
             return f": {found} there, {expected} here"
         for a, b in zip(found, expected, strict=False):
             if a != b:

@@ -105,13 +105,22 @@ def train(
         True
     """
     check_key(key)
+    if not isinstance(estimator, tuple) or not hasattr(estimator, "loss"):
+        raise TypeError(
+            "train takes (key, estimator, sims), with an Estimator such as make_npe "
+            f"returns; got {type(estimator).__name__} for the estimator."
+        )
+    if not isinstance(sims, tuple) or len(sims) != 3:
+        raise TypeError(
+            "train takes (key, estimator, sims), with the Simulations that simulate "
+            f"or make_simulations return; got {type(sims).__name__} for sims."
+        )
     if estimator.loss is None:
         raise TypeError("this estimator is training-free: call infer without train.")
     sims = make_simulations(*sims)
-    config = TrainConfig(
+    config = _make_config(
         batch_size, max_epochs, validation_fraction, patience, num_decays, optimizer
     )
-    _check_config(config)
     rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((key, sims, rates))):
         if checkpoint is not None:
@@ -122,27 +131,41 @@ def train(
 
     state = init_state(key, sims, **rates, estimator=estimator, config=config)
     with contextlib.ExitStack() as stack:
-        saved, interrupted = None, False
+        saved, finished = None, True
         if checkpoint is not None:
-            identity = fingerprint(state, sims, config)
+            identity = fingerprint(state, sims, estimator, config)
             saved = stack.enter_context(open_checkpoint(checkpoint, identity))
             state = saved.restore(state) or state
         bar = stack.enter_context(
             tqdm(total=max_epochs, desc="training", unit="epoch", disable=not progress)
         )
         written = time.monotonic()
-        for segment in _segments(state, sims, estimator, config):
-            state = segment
-            _show(bar, state)
-            if saved and time.monotonic() - written > _SECONDS_PER_CHECKPOINT:
-                saved.save(state, int(state.epoch))
-                written = time.monotonic()
+        latest = [state]
+        try:
+            for segment in _segments(state, sims, estimator, config):
+                latest.append(segment)
+                del latest[0]
+                _show(bar, segment)
+                if saved and time.monotonic() - written > _SECONDS_PER_CHECKPOINT:
+                    saved.save(segment, int(segment.epoch))
+                    written = time.monotonic()
+        except KeyboardInterrupt:
+            if int(latest[-1].epoch) == 0:
+                raise
+            finished = False
+            warnings.warn(
+                f"training was interrupted after {int(latest[-1].epoch)} epochs; the "
+                "best parameters so far are returned.",
+                SbijaxWarning,
+                stacklevel=2,
+            )
+        state = latest[-1]
         if saved:
             saved.save(state, int(state.epoch))
         bar.total = int(state.epoch)
         bar.refresh()
     params, info = result(state, config)
-    if not interrupted:
+    if finished:
         _report(info, config)
     return params, info
 
@@ -174,19 +197,31 @@ def _show(bar: tqdm, state: TrainState) -> None:
     bar.update(epoch - bar.n)
 
 
-def _check_config(config: TrainConfig) -> None:
-    for name in ("batch_size", "max_epochs", "patience"):
-        value = getattr(config, name)
-        if name != "batch_size" or value is not None:
-            check_count(value, name)
-    if int(config.num_decays) != config.num_decays or config.num_decays < 0:
+def _make_config(
+    batch_size: int | None,
+    max_epochs: int,
+    validation_fraction: float,
+    patience: int,
+    num_decays: int,
+    optimizer: optax.GradientTransformation | None,
+) -> TrainConfig:
+    """Checked settings as plain Python numbers."""
+    if not 0.0 <= float(validation_fraction) < 1.0:
         raise ValueError(
-            f"num_decays must be a whole number >= 0, got {config.num_decays}."
+            f"validation_fraction must be in [0, 1), got {validation_fraction}."
         )
-    if not 0.0 <= config.validation_fraction < 1.0:
-        raise ValueError(
-            f"validation_fraction must be in [0, 1), got {config.validation_fraction}."
-        )
+    if optimizer is not None and not callable(getattr(optimizer, "update", None)):
+        raise TypeError(f"optimizer must be an optax optimizer, got {optimizer!r}.")
+    return TrainConfig(
+        batch_size=None
+        if batch_size is None
+        else check_count(batch_size, "batch_size"),
+        max_epochs=check_count(max_epochs, "max_epochs"),
+        validation_fraction=float(validation_fraction),
+        patience=check_count(patience, "patience"),
+        num_decays=check_count(num_decays, "num_decays", least=0),
+        optimizer=optimizer,
+    )
 
 
 def _check_rates(learning_rate: float | Array, weight_decay: float | Array) -> None:

@@ -221,7 +221,7 @@ def constant_conditioner(num_outputs):
     )
 
 
-@pytest.mark.parametrize("num_layers", [2, 3, 5, 8])
+@pytest.mark.parametrize("num_layers", [2, 5])
 def test_coupling_flows_move_every_dimension_equally_often(num_layers):
     # With a layer that adds 1 to what it moves, d log N(y + moves) / dy at zero
     # is minus the number of moves of each dimension.
@@ -231,7 +231,7 @@ def test_coupling_flows_move_every_dimension_equally_often(num_layers):
     density = flow(
         coupling(step, conditioner=constant_conditioner), num_layers=num_layers
     )
-    for num_dims in (2, 3, 4, 5, 8, 12, 17, 30):
+    for num_dims in (2, 3, 5, 8, 17):
         zero = jnp.zeros(num_dims)
         net = density.init(jax.random.key(0), zero, CONTEXT)
         moves = -jax.grad(density.log_prob, argnums=1)(net, zero, CONTEXT)
@@ -239,6 +239,7 @@ def test_coupling_flows_move_every_dimension_equally_often(num_layers):
         assert np.max(moves) <= num_layers // 2 + 2, num_dims
 
 
+@pytest.mark.slow
 def test_flows_mix_all_dimensions():
     # d q / d y_i d y_j is non-zero for every pair after the default number of
     # coupling layers, so that any two parameters can be correlated.

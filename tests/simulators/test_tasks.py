@@ -71,17 +71,17 @@ def test_first_call_inside_jit_leaks_no_tracer(factory):
 @pytest.mark.parametrize("factory", TASKS)
 def test_vmap_equals_loop_and_numpy_is_accepted(factory):
     task = factory()
-    keys = jax.random.split(jax.random.key(3), 3)
     theta = jax.vmap(task.prior.sample)(jax.random.split(jax.random.key(4), 3))
-    xs = jax.jit(jax.vmap(task.simulator))(keys, theta)
+    # One set of keys for each use: a consumed key cannot be passed again.
+    batch, single = (jax.random.split(jax.random.key(3), 3) for _ in range(2))
+    xs = jax.jit(jax.vmap(task.simulator))(batch, theta)
     log_probs = jax.jit(jax.vmap(task.log_likelihood))(theta, xs)
     assert np.all(np.isfinite(log_probs))
-    single = jax.jit(task.log_likelihood)
-    for i in range(3):
+    draw, evaluate = jax.jit(task.simulator), jax.jit(task.log_likelihood)
+    for i, key in enumerate(single):
         row = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), theta)
-        x = task.simulator(keys[i], row)
-        np.testing.assert_allclose(x, xs[i], rtol=2e-3)
-        log_prob = single(row, np.asarray(xs[i], np.float64))
+        np.testing.assert_allclose(draw(key, row), xs[i], rtol=2e-3)
+        log_prob = evaluate(row, np.asarray(xs[i], np.float64))
         np.testing.assert_allclose(log_prob, log_probs[i], rtol=2e-3)
 
 
