@@ -58,7 +58,9 @@ def train_and_draw(
     """
     task = getattr(sj.simulators, task_name)()
     key_sims, key_train, key_draws = jax.random.split(jax.random.key(seed), 3)
-    sims = sj.simulate(key_sims, task.prior, task.simulator, num_simulations)
+    sims = sj.simulate(
+        key_sims, task.prior, task.simulator, num_simulations, progress=False
+    )
     jax.block_until_ready(sims)
     npe = sj.make_npe(task.prior)
     start, start_cpu = time.perf_counter(), time.process_time()

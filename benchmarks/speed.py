@@ -85,7 +85,7 @@ def train_two_moons(seed: int) -> tuple[Estimator, Params, dict[str, Any]]:
     npe = sj.make_npe(task.prior)
     seconds, compiled = [], []
     for key_sims, key_train in (keys[:2], keys[2:]):
-        sims = sj.simulate(key_sims, task.prior, task.simulator, 10_000)
+        sims = sj.simulate(key_sims, task.prior, task.simulator, 10_000, progress=False)
         jax.block_until_ready(sims)
         count = count_compilations()
         start = time.perf_counter()
@@ -101,7 +101,7 @@ def time_posterior(npe: Estimator, params: Params, seed: int) -> dict[str, Any]:
     """1,000 observations x 1,000 draws in one vmapped call, and SBC of as many."""
     task = sj.simulators.two_moons()
     key_sims, key_draws, key_sbc = jax.random.split(jax.random.key(seed + 1000), 3)
-    sims = sj.simulate(key_sims, task.prior, task.simulator, 1_000)
+    sims = sj.simulate(key_sims, task.prior, task.simulator, 1_000, progress=False)
     keys = jax.random.split(key_draws, 1_000)
     batch = jax.vmap(lambda k, x: sj.infer(npe, params, x).sample(k, 1_000))
     compiled = jax.jit(batch)

@@ -156,15 +156,23 @@ class Member(NamedTuple):
     sample: Callable
 
 
-def perturb(net, scale=0.1):
-    """Output layers start at zero, where gradients reach no other layer."""
+def perturb(net):
+    """Output layers start at zero, where gradients reach no other layer.
+
+    The noise falls with the width of a layer, as initial weights do, so that
+    wide networks stay as tame as narrow ones.
+    """
     leaves, structure = jax.tree.flatten(net)
     keys = jax.random.split(jax.random.key(11), len(leaves))
     moved = [
-        leaf + scale * jax.random.normal(key, leaf.shape)
+        leaf + min(0.1, 0.4 / fan_in(leaf) ** 0.5) * jax.random.normal(key, leaf.shape)
         for leaf, key in zip(leaves, keys, strict=True)
     ]
     return jax.tree.unflatten(structure, moved)
+
+
+def fan_in(leaf):
+    return leaf.shape[-2] if leaf.ndim > 1 else 1
 
 
 @pytest.fixture(scope="module", params=METHODS, ids=str)
@@ -206,7 +214,7 @@ def assert_close(a, b, rtol=1e-4, atol=1e-5):
         np.testing.assert_allclose(one, two, rtol=rtol, atol=atol, err_msg=name)
 
 
-# The record ----
+# The record -----------------------------------------------------------
 
 
 def test_parameter_names(member):
@@ -317,7 +325,7 @@ def test_second_call_does_not_retrace(member):
     assert member.log_prob._cache_size() <= sizes[1] + 1
 
 
-# Gradients ----
+# Gradients -----------------------------------------------------------
 
 
 def test_gradients_are_finite_and_reach_every_leaf(member):
@@ -341,7 +349,7 @@ def test_gradient_step_lowers_the_loss(member):
     assert lower < loss - 0.5e-3 * norm + 1e-5
 
 
-# Weights and order ----
+# Weights and order -----------------------------------------------------------
 
 
 def with_junk(sims):
@@ -399,7 +407,7 @@ def test_stats_are_not_trained(member):
     assert same == loss
 
 
-# Density and draws ----
+# Density and draws -----------------------------------------------------------
 
 
 def test_log_prob_outside_the_support(member):
@@ -475,7 +483,7 @@ def test_x_changes_the_answer(member):
     assert len(set(values)) == 5
 
 
-# Keys ----
+# Keys -----------------------------------------------------------
 
 
 def test_keys_are_consumed_once(member):
@@ -510,7 +518,7 @@ def test_keys_decide_the_draws(member):
     assert np.any(nets[0] != nets[1])
 
 
-# Input ----
+# Input -----------------------------------------------------------
 
 
 def test_numpy_and_float64_are_converted(member):
@@ -540,7 +548,7 @@ def test_other_shapes_and_structures_are_refused(member):
             case.estimator.log_prob(member.params, bad, x)
 
 
-# Files ----
+# Files -----------------------------------------------------------
 
 
 def test_save_and_load_keep_every_bit(member, tmp_path):
