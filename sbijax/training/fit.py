@@ -217,6 +217,9 @@ def _train_epoch(
     draw = jnp.where(jnp.arange(size) < state.num_train, draw, 2.0)
     order = state.rows[jnp.argsort(draw)]
     num_batches = -(-state.num_train // batch_size)
+    mean_weight = jnp.mean(
+        sims.weight[order], where=jnp.arange(size) < state.num_train
+    )
 
     def step(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
         state, total = carry
@@ -225,8 +228,10 @@ def _train_epoch(
         batch = _take(sims, order[place % state.num_train])
         once = jnp.arange(batch_size) < state.num_train
         batch = batch._replace(weight=jnp.where(once, batch.weight, 0.0))
+        # The loss is a mean over the batch; a heavy batch counts for more.
+        share = jnp.mean(batch.weight, where=once) / mean_weight
         state, loss = _update(
-            state, jax.random.fold_in(loss_key, i), batch, estimator, config
+            state, jax.random.fold_in(loss_key, i), batch, share, estimator, config
         )
         return state, total + loss
 
@@ -239,6 +244,7 @@ def _update(
     state: TrainState,
     key: Array,
     batch: Simulations,
+    share: Array,
     estimator: Estimator,
     config: TrainConfig,
 ) -> tuple[TrainState, Array]:
@@ -246,7 +252,7 @@ def _update(
 
     def loss_of(net: PyTree) -> Array:
         assert estimator.loss is not None
-        return estimator.loss(Params(net, state.stats), key, batch)
+        return share * estimator.loss(Params(net, state.stats), key, batch)
 
     loss, grads = jax.value_and_grad(loss_of)(state.net)
     updates, opt_state = _optimizer(config).update(grads, state.opt_state, state.net)

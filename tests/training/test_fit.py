@@ -180,11 +180,6 @@ def training_rows(sims, config):
     return uses > 0
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="one coefficient is .04 off; either early stopping on 51 rows or the "
-    "normalisation of importance weights within each batch: not yet settled",
-)
 def test_reaches_weighted_least_squares(trained):
     sims, params, info = trained
     rows = training_rows(sims, CONFIG)
