@@ -217,9 +217,7 @@ def _train_epoch(
     draw = jnp.where(jnp.arange(size) < state.num_train, draw, 2.0)
     order = state.rows[jnp.argsort(draw)]
     num_batches = -(-state.num_train // batch_size)
-    mean_weight = jnp.mean(
-        sims.weight[order], where=jnp.arange(size) < state.num_train
-    )
+    mean_weight = jnp.mean(sims.weight[order], where=jnp.arange(size) < state.num_train)
 
     def step(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
         state, total = carry

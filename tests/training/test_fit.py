@@ -180,18 +180,30 @@ def training_rows(sims, config):
     return uses > 0
 
 
-def test_reaches_weighted_least_squares(trained):
-    sims, params, info = trained
-    rows = training_rows(sims, CONFIG)
-    root = np.sqrt(np.asarray(sims.weight))[rows]
-    design = np.column_stack([sims.x, np.ones(len(root.shape) * [len(rows)])])[rows]
+def test_reaches_weighted_least_squares():
+    # Weights that go with the residuals: the mean of small batches' own weighted
+    # means has another minimum, .04 away.
+    sims = linear_data(512)
+    weight = np.exp(2.0 * (np.asarray(sims.theta) - np.asarray(sims.theta).mean()))
+    sims = sims._replace(weight=jnp.asarray(weight))
+    config = TrainConfig(
+        batch_size=8, patience=10, num_decays=4, validation_fraction=0.0
+    )
+    params, info = fit(
+        jax.random.key(0),
+        LINEAR,
+        sims,
+        config=config,
+        learning_rate=3e-2,
+        weight_decay=0.0,
+    )
+    root = np.sqrt(weight)
+    design = np.column_stack([sims.x, np.ones(512)])
     exact = np.linalg.lstsq(
-        design * root[:, None], np.asarray(sims.theta)[rows] * root, rcond=None
+        design * root[:, None], np.asarray(sims.theta) * root, rcond=None
     )[0]
     found = np.array([*params.net["w"], params.net["bias"]])
-    # Early stopping on 51 other rows leaves the exact minimum by a fraction of
-    # the standard error of its coefficients, .3 / sqrt(461) = .014.
-    np.testing.assert_allclose(found, exact, atol=0.014)
+    np.testing.assert_allclose(found, exact, atol=0.02)
     assert bool(info.converged)
 
 
