@@ -393,6 +393,7 @@ def _to_arrays(tree: PyTree, name: str) -> PyTree:
         dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
         if not any(jnp.issubdtype(dtype, k) for k in (jnp.floating, jnp.integer, bool)):
             raise TypeError(f"{name} must hold real numbers, got dtype {dtype}.")
-        return jnp.asarray(leaf, jnp.result_type(float))
+        with np.errstate(over="ignore"):  # too large is infinite: a failed row
+            return jnp.asarray(leaf, jnp.result_type(float))
 
     return jax.tree.map(convert, tree)

@@ -75,13 +75,17 @@ def save(path: str | os.PathLike[str], estimator: Estimator, params: Params) -> 
     }
     target = pathlib.Path(path)
     partial = target.with_name(target.name + ".part")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(_MANIFEST, json.dumps(manifest, indent=1))
-        for i, leaf in enumerate(leaves.values()):
-            buffer = io.BytesIO()
-            np.save(buffer, _as_bytes(leaf), allow_pickle=False)
-            archive.writestr(f"{i}.npy", buffer.getvalue())
-    os.replace(partial, target)
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(_MANIFEST, json.dumps(manifest, indent=1))
+            for i, leaf in enumerate(leaves.values()):
+                buffer = io.BytesIO()
+                np.save(buffer, _as_bytes(leaf), allow_pickle=False)
+                archive.writestr(f"{i}.npy", buffer.getvalue())
+        os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def load(path: str | os.PathLike[str], estimator: Estimator) -> Params:
@@ -106,8 +110,13 @@ def load(path: str | os.PathLike[str], estimator: Estimator) -> Params:
     _check_format(path, manifest)
     expected = _expected(estimator, manifest["example"])
     _check_leaves(path, manifest["leaves"], expected)
-    params = jax.tree.unflatten(
-        jax.tree.structure(expected), [jnp.asarray(array) for array in arrays]
+    by_name = {
+        entry["name"]: array
+        for entry, array in zip(manifest["leaves"], arrays, strict=True)
+    }
+    params = jax.tree_util.tree_map_with_path(
+        lambda key_path, _: jnp.asarray(by_name[jax.tree_util.keystr(key_path)]),
+        expected,
     )
     _check_same_function(path, manifest["check"], _check_value(estimator, params))
     return params
@@ -151,15 +160,14 @@ def _say(entry: tuple[list[int], str] | None) -> str:
 
 
 def _check_same_function(path: Any, stored: float | None, found: float | None) -> None:
-    if stored is None or found is None:
+    if stored is None and found is None:
         return
-    if not math.isclose(
-        stored, found, rel_tol=_CHECK_TOLERANCE, abs_tol=_CHECK_TOLERANCE
-    ):
+    one, two = (math.inf if v is None else v for v in (stored, found))
+    if not math.isclose(one, two, rel_tol=_CHECK_TOLERANCE, abs_tol=_CHECK_TOLERANCE):
         raise ValueError(
             f"{path} was saved from another estimator of the same shapes: the "
-            f"log-density of the stored example was {stored:.6g} and is "
-            f"{found:.6g} here. Build the estimator with the same prior, network "
+            f"log-density of the stored example was {stored} and is "
+            f"{found} here. Build the estimator with the same prior, network "
             "and standardizer as the saved one."
         )
 
@@ -185,7 +193,7 @@ def _skeleton(tree: PyTree) -> Any:
     """A pytree of dicts, tuples, lists and arrays as JSON: shapes and dtypes only."""
     if isinstance(tree, Simulations):
         tree = tree._asdict()
-    if type(tree) is dict:
+    if type(tree) is dict and all(isinstance(name, str) for name in tree):
         return {"dict": {name: _skeleton(value) for name, value in tree.items()}}
     if type(tree) in (tuple, list):
         return {type(tree).__name__: [_skeleton(value) for value in tree]}
@@ -214,10 +222,11 @@ def _read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Any]]
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = json.loads(archive.read(_MANIFEST))
-            if int(manifest["format"]) > FORMAT:
+            if type(manifest["format"]) is not int:
+                raise ValueError("the format is not a number")
+            if manifest["format"] > FORMAT:
                 return manifest, []
-            _from_skeleton(manifest["example"])
-            float(manifest["check"] or 0.0)
+            _check_manifest(manifest)
             arrays = [
                 _from_bytes(archive.read(f"{i}.npy"), entry)
                 for i, entry in enumerate(manifest["leaves"])
@@ -228,6 +237,17 @@ def _read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Any]]
             f"({type(error).__name__}: {error}). Save it again or restore a copy."
         ) from error
     return manifest, arrays
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    example = _from_skeleton(manifest["example"])
+    if set(example) != set(Simulations._fields):
+        raise ValueError("the example has other fields")
+    check = manifest["check"]
+    if check is not None and type(check) is not float:
+        raise ValueError("the check value is not a number")
+    if not all(isinstance(entry["name"], str) for entry in manifest["leaves"]):
+        raise ValueError("a name is not text")
 
 
 def _as_bytes(leaf: np.ndarray) -> np.ndarray:

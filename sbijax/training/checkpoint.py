@@ -27,7 +27,10 @@ class Checkpoint:
     def __init__(self, folder: pathlib.Path, identity: dict[str, Any]):
         self._identity = identity
         options = ocp.CheckpointManagerOptions(max_to_keep=2)
-        self._manager = ocp.CheckpointManager(folder, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(folder, options=options)
+        except Exception as error:
+            raise _damaged(folder, error) from error
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -54,6 +57,8 @@ class Checkpoint:
         if step is None:
             return None
         identity = self._read(step, identity=ocp.args.JsonRestore())
+        if not isinstance(identity, dict):
+            raise _damaged(self._manager.directory, TypeError("no identity"))
         _check_identity(identity, self._identity, self._manager.directory)
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _leaves(like)
@@ -71,11 +76,14 @@ class Checkpoint:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
         except Exception as error:
-            raise ValueError(
-                f"the checkpoint in {self._manager.directory} is damaged "
-                f"({type(error).__name__}: {error}). Use another folder, or delete "
-                "this one to start again."
-            ) from error
+            raise _damaged(self._manager.directory, error) from error
+
+
+def _damaged(folder: Any, error: Exception) -> ValueError:
+    return ValueError(
+        f"the checkpoint in {folder} is damaged ({type(error).__name__}: {error}). "
+        "Use another folder, or delete this one to start again."
+    )
 
 
 def open_checkpoint(
@@ -109,7 +117,9 @@ def fingerprint(
     ]
     few = jax.tree.map(lambda leaf: leaf[:64], sims)
     assert estimator.loss is not None  # train refuses training-free methods
-    loss = estimator.loss(Params(state.net, state.stats), jax.random.key(0), few)
+    # Output layers that start at zero hide the layers before them.
+    net = jax.tree.map(lambda p: p + 0.1, state.net)
+    loss = jax.jit(estimator.loss)(Params(net, state.stats), jax.random.key(0), few)
     settings = {k: v for k, v in config._asdict().items() if k != "optimizer"}
     update = None
     if config.optimizer is not None:

@@ -147,6 +147,7 @@ def init_state(
     size = sims.weight.shape[0]
     num_valid = jnp.sum(sims.weight > 0)
     num_val = jnp.floor(config.validation_fraction * num_valid).astype(num_valid.dtype)
+    num_val = jnp.minimum(num_val, jnp.maximum(num_valid - 1, 0))
     draw = jnp.where(sims.weight > 0, jax.random.uniform(split_key, (size,)), 2.0)
     zero = jnp.zeros((), num_valid.dtype)
     losses = jnp.full(config.max_epochs, jnp.nan, sims.weight.dtype)

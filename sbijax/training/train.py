@@ -225,6 +225,12 @@ def _make_config(
 
 
 def _check_rates(learning_rate: float | Array, weight_decay: float | Array) -> None:
+    for name, rate in {
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+    }.items():
+        if np.ndim(rate) or not np.issubdtype(np.asarray(rate).dtype, np.number):
+            raise TypeError(f"{name} must be one number, got {rate!r}.")
     if not 0.0 < float(learning_rate) < math.inf:
         raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
     if not 0.0 <= float(weight_decay) < math.inf:
