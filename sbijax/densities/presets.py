@@ -49,7 +49,7 @@ def nsf(
 
 def nsf_autoregressive(
     *,
-    num_layers: int = 3,
+    num_layers: int = 4,
     num_bins: int = 8,
     bound: float = 5.0,
     hidden_size: int = 64,

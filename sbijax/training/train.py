@@ -46,7 +46,7 @@ def train(
     sims: Simulations,
     *,
     learning_rate: float | Array = 5e-3,
-    weight_decay: float | Array = 0.1,
+    weight_decay: float | Array = 0.2,
     batch_size: int | None = None,
     max_epochs: int = 1000,
     validation_fraction: float = 0.1,
@@ -61,9 +61,9 @@ def train(
     Adam with decoupled weight decay, gradient clipping and a linear warm-up
     minimises the estimator's loss; the validation loss of the running average
     of the parameters decides.  After `patience` epochs without a better one the
-    learning rate falls and training goes on from the best parameters; after
-    `num_decays` falls it stops.  Under `jax.vmap` or `jax.jit` this is the pure
-    function `fit`, without progress, checkpoints or warnings.
+    learning rate and the weight decay fall and training goes on from the best
+    parameters; after `num_decays` falls it stops.  Under `jax.vmap` or `jax.jit`
+    this is the pure function `fit`, without progress, checkpoints or warnings.
 
     Args:
         key: PRNG key.
@@ -71,7 +71,7 @@ def train(
         sims: simulations; rows with non-finite entries get weight 0.
         learning_rate: of Adam; may be traced.
         weight_decay: decoupled decay of weight matrices; may be traced.
-        batch_size: rows per step, by default N / 200 within 50 and 500; more
+        batch_size: rows per step, by default N / 100 within 50 and 500; more
             than there are is fine.
         max_epochs: upper limit of passes over the data.
         validation_fraction: share of rows held out, in [0, 1); with 0, or too
@@ -253,6 +253,14 @@ def _report_weights(sims: Simulations) -> None:
         )
 
 
+def _still_falling(info: TrainInfo) -> bool:
+    """Whether the last tenth of the epochs brought a hundredth of the progress."""
+    num_epochs = int(info.num_epochs)
+    losses = np.minimum.accumulate(np.asarray(info.val_loss)[:num_epochs])
+    recent = losses[num_epochs - 1 - math.ceil((num_epochs - 1) / 10)]
+    return bool(recent - losses[-1] >= 0.01 * (losses[0] - losses[-1]))
+
+
 def _report(info: TrainInfo, config: TrainConfig) -> None:
     """Say in one line each what may be wrong with a finished run."""
     num_epochs, best = int(info.num_epochs), int(info.best_epoch)
@@ -262,7 +270,7 @@ def _report(info: TrainInfo, config: TrainConfig) -> None:
             "the loss was never finite; look for extreme values in the simulations "
             "or lower learning_rate."
         )
-    elif num_epochs == config.max_epochs and not bool(info.converged):
+    elif not bool(info.converged) and _still_falling(info):
         messages.append(
             f"training used all {config.max_epochs} epochs and the validation loss "
             "was still falling; raise max_epochs."
