@@ -255,6 +255,8 @@ def _report_weights(sims: Simulations) -> None:
 
 def _still_falling(info: TrainInfo) -> bool:
     """Whether the last tenth of the epochs brought a hundredth of the progress."""
+    if bool(info.converged):
+        return False
     num_epochs = int(info.num_epochs)
     losses = np.minimum.accumulate(np.asarray(info.val_loss)[:num_epochs])
     recent = losses[num_epochs - 1 - math.ceil((num_epochs - 1) / 10)]
@@ -270,7 +272,7 @@ def _report(info: TrainInfo, config: TrainConfig) -> None:
             "the loss was never finite; look for extreme values in the simulations "
             "or lower learning_rate."
         )
-    elif not bool(info.converged) and _still_falling(info):
+    elif num_epochs == config.max_epochs and _still_falling(info):
         messages.append(
             f"training used all {config.max_epochs} epochs and the validation loss "
             "was still falling; raise max_epochs."

@@ -118,7 +118,7 @@ def test_every_setting_reaches_the_run(monkeypatch):
     assert seen.value.args == (config, 0.2, 0.3)
     with pytest.raises(Seen) as seen:
         sj.train(jax.random.key(0), LINEAR, linear_data())
-    assert seen.value.args == (TrainConfig(), 5e-3, 0.1)
+    assert seen.value.args == (TrainConfig(), 5e-3, 0.2)
 
 
 def test_patience_ends_the_run():
@@ -536,6 +536,7 @@ def info_of(train, val, *, converged=True, num_skipped=0, max_epochs=10):
 
 
 FALLING = [3.0, 2.0, 1.5, 1.2]
+LEVELLED = [3.0, 2.0, 1.5, 1.3, 1.2, 1.12, 1.07, 1.03, 1.01, 1.001, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -545,8 +546,12 @@ FALLING = [3.0, 2.0, 1.5, 1.2]
         (info_of(FALLING, FALLING, converged=False), []),  # fewer than max_epochs
         (info_of(FALLING * 2, FALLING * 2, max_epochs=8), []),
         (
-            info_of(FALLING * 2, FALLING * 2, converged=False, max_epochs=8),
-            ["used all 8 epochs"],
+            info_of(FALLING, FALLING, converged=False, max_epochs=4),
+            ["used all 4 epochs"],
+        ),
+        (  # levelled off: the last tenth won less than a hundredth
+            info_of(LEVELLED, LEVELLED, converged=False, max_epochs=11),
+            [],
         ),
         (info_of(FALLING, [1.0, 1.0, 1.1, 1.2]), ["on a plateau"]),
         (info_of([3.0, 1.0, 0.5], [3.0, 2.5, 2.8]), ["overfits.* is 1.50 above"]),
