@@ -2,11 +2,15 @@
 
     z_i = g(y_i; h_i(y_1, ..., y_{i-1}, c)),   log |det| = sum_i log g'(y_i).
 
-One masked network gives all h_i at once (MADE), so a density costs one pass
-and a draw costs D passes.
+One masked network gives all h_i at once (MADE).  A draw needs them in turn,
+but every unit only once, as soon as the dimensions that it sees are known: it
+costs no more than a density.  Written out, these steps are long to compile, so
+beyond `MAX_WRITTEN_OUT` dimensions a loop of D full passes takes their place.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,23 +23,43 @@ from sbijax.densities.flow import Layer
 
 __all__ = ["autoregressive"]
 
+MAX_WRITTEN_OUT = 16
+
+Degrees = tuple[int, ...]
+
 
 class _MaskedDense(nn.Module):
-    """A linear map whose weights are multiplied by a fixed 0/1 mask."""
+    """A linear map whose outputs see no input of a higher degree than theirs.
 
-    mask: np.ndarray
+    Degrees are sorted, so the matrix is block-triangular.
+    """
+
+    inputs: Degrees
+    outputs: Degrees
     zero: bool = False
 
-    @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def setup(self) -> None:
         initial = nn.initializers.zeros if self.zero else nn.linear.default_kernel_init
-        kernel = self.param("kernel", initial, self.mask.shape)
-        bias = self.param("bias", nn.initializers.zeros, self.mask.shape[1:])
-        return h @ (kernel * self.mask) + bias
+        shape = (len(self.inputs), len(self.outputs))
+        self.kernel = self.param("kernel", initial, shape)
+        self.bias = self.param("bias", nn.initializers.zeros, shape[1:])
+
+    def __call__(self, h: Array) -> Array:
+        mask = np.less_equal.outer(self.inputs, self.outputs).astype(np.float32)
+        return h @ (self.kernel * mask) + self.bias
+
+    def share(self, h: Array, degree: int) -> Array:
+        """What the inputs of one degree add to the outputs of at least that degree."""
+        rows = slice(*np.searchsorted(self.inputs, [degree, degree + 1]))
+        return h @ self.kernel[rows, np.searchsorted(self.outputs, degree) :]
 
 
 class _Made(nn.Module):
-    """Residual network with outputs `[D, num_params]`, row i blind to y_i and after."""
+    """Residual network with outputs `[D, num_params]`, row i blind to y_i and after.
+
+    With dimensions counted from 0, y_i has degree i + 1 and its parameters have
+    degree i.  Hidden units have degrees 0..D-1; degree 0 sees only the context.
+    """
 
     num_dims: int
     num_params: int
@@ -43,22 +67,54 @@ class _Made(nn.Module):
     num_blocks: int
     activation: Callable[[Array], Array]
 
-    @nn.compact
+    def setup(self) -> None:
+        dims = range(self.num_dims)
+        hidden = tuple(sorted(i % self.num_dims for i in range(self.hidden_size)))
+        outputs = tuple(i for i in dims for _ in range(self.num_params))
+        self.context = nn.Dense(self.hidden_size)
+        self.enter = _MaskedDense(tuple(i + 1 for i in dims), hidden)
+        self.stay = [_MaskedDense(hidden, hidden) for _ in range(2 * self.num_blocks)]
+        self.leave = _MaskedDense(hidden, outputs, zero=True)
+
     def __call__(self, y: Array, context: Array) -> Array:
-        degree_in = np.arange(1, self.num_dims + 1)
-        # Hidden degrees run over 0..D-1: degree 0 sees only the context.
-        degree = np.arange(self.hidden_size) % self.num_dims
-        degree_out = np.repeat(degree_in, self.num_params)
-        enter = (degree_in[:, None] <= degree).astype(np.float32)
-        stay = (degree[:, None] <= degree).astype(np.float32)
-        leave = (degree[:, None] < degree_out).astype(np.float32)
-        shared = nn.Dense(self.hidden_size)(context)
-        h = _MaskedDense(enter)(y) + shared
-        for _ in range(self.num_blocks):
-            r = _MaskedDense(stay)(self.activation(h))
-            h = h + _MaskedDense(stay)(self.activation(r))
-        out = _MaskedDense(leave, zero=True)(self.activation(h))
+        h = self.enter(y) + self.context(context)
+        for k in range(0, 2 * self.num_blocks, 2):
+            r = self.stay[k](self.activation(h))
+            h = h + self.stay[k + 1](self.activation(r))
+        out = self.leave(self.activation(h))
         return out.reshape(self.num_dims, self.num_params)
+
+    def solve(
+        self, z: Array, context: Array, inverse: Callable[[Array, Array], Array]
+    ) -> Array:
+        """The y with `y = inverse(z, self(y, context))`.
+
+        Degree by degree: the units of a degree are complete when those below
+        are, and then add their share to all that is still waiting.
+        """
+        layers = (self.enter, *self.stay, self.leave)
+        waiting = [layer.bias for layer in layers]
+        waiting[0] = waiting[0] + self.context(context)
+
+        def add(k: int, h: Array, degree: int) -> None:
+            waiting[k] = waiting[k] + layers[k].share(h, degree)
+
+        def complete(k: int, degree: int) -> Array:
+            count = layers[k].outputs.count(degree)
+            done, waiting[k] = waiting[k][:count], waiting[k][count:]
+            return done
+
+        y = []
+        for i in range(self.num_dims):
+            h = complete(0, i)
+            for k in range(1, len(layers) - 1, 2):
+                add(k, self.activation(h), i)
+                add(k + 1, self.activation(complete(k, i)), i)
+                h = h + complete(k + 1, i)
+            add(-1, self.activation(h), i)
+            y.append(inverse(z[i : i + 1], complete(-1, i)[None]))
+            add(0, y[-1], i + 1)
+        return jnp.concatenate(y)
 
 
 def autoregressive(
@@ -90,7 +146,7 @@ def autoregressive(
         Papamakarios, Pavlakou, Murray. Masked autoregressive flow, 2017.
     """
 
-    def network(num_dims: int) -> Network:
+    def network(num_dims: int) -> tuple[Network, Callable[..., Array]]:
         if hidden_size < num_dims:
             raise ValueError(
                 f"hidden_size must be at least the number of dimensions, got "
@@ -99,18 +155,25 @@ def autoregressive(
         made = _Made(
             num_dims, elementwise.num_params, hidden_size, num_blocks, activation
         )
-        return Network(made.init, made.apply)
+        solve: Any = partial(made.apply, method=made.solve)
+        return Network(made.init, made.apply), solve
 
     def init_fn(key: Array, y: Array, context: Array) -> PyTree:
-        return network(y.size).init(key, y, context)
+        made, _ = network(y.size)
+        return made.init(key, y, context)
 
     def forward_fn(net: PyTree, y: Array, context: Array) -> tuple[Array, Array]:
-        z, log_slope = elementwise.forward(y, network(y.size).apply(net, y, context))
+        made, _ = network(y.size)
+        z, log_slope = elementwise.forward(y, made.apply(net, y, context))
         return z, jnp.sum(log_slope)
 
     def inverse_fn(net: PyTree, z: Array, context: Array) -> Array:
+        made, solve = network(z.size)
+        if z.size <= MAX_WRITTEN_OUT:
+            return solve(net, z, context, elementwise.inverse)
+
         def fill(y: Array, i: Array) -> tuple[Array, None]:
-            full = elementwise.inverse(z, network(z.size).apply(net, y, context))
+            full = elementwise.inverse(z, made.apply(net, y, context))
             return y.at[i].set(full[i]), None
 
         return jax.lax.scan(fill, jnp.zeros_like(z), jnp.arange(z.size))[0]

@@ -92,29 +92,33 @@ def spline(*, num_bins: int = 8, bound: float = 5.0) -> Elementwise:
     # softplus(offset) + _MIN_SLOPE = 1: parameters of zero give slope one.
     offset = math.log(math.expm1(1.0 - _MIN_SLOPE))
 
-    def sizes(raw: Array) -> Array:
-        share = _MIN_BIN + (1.0 - _MIN_BIN * num_bins) * jax.nn.softmax(raw, axis=-1)
-        return 2.0 * bound * share
+    def grid(raw: Array) -> tuple[Array, Array]:
+        """Sizes and left edges of the bins, `[n, num_bins]`.
 
-    def knots(size: Array) -> Array:
-        """Left edges `[n, num_bins]`; a matrix product beats cumsum on CPU."""
-        before = np.triu(np.ones((num_bins, num_bins), np.float32), k=1)
-        return size @ before.astype(size.dtype) - bound
+        Sums are matrix products, which on CPU beat reductions and cumsum.
+        """
+        share = jnp.exp(raw - jax.lax.stop_gradient(jnp.max(raw, -1, keepdims=True)))
+        free = 2.0 * bound * (1.0 - _MIN_BIN * num_bins)
+        total = _exact_matmul(share, np.ones((num_bins, 1)))
+        size = 2.0 * bound * _MIN_BIN + share * (free / total)
+        return size, _exact_matmul(size, np.tri(num_bins, k=-1).T) - bound
 
     def select(v: Array, params: Array, of_heights: bool) -> tuple[Array, ...]:
         """The bin that holds `v`: its edges, sizes and slopes, each `[n]`."""
-        width, height = sizes(params[:, :num_bins]), sizes(params[:, num_bins:-left])
-        slope = _MIN_SLOPE + jax.nn.softplus(params[:, -left:] + offset)
-        slope = jnp.pad(slope, ((0, 0), (1, 1)), constant_values=1.0)
-        y_edge, z_edge = knots(width), knots(height)
+        width, y_edge = grid(params[:, :num_bins])
+        height, z_edge = grid(params[:, num_bins:-left])
+        raw_slope = jnp.pad(params[:, -left:], ((0, 0), (1, 1)))
         edge = z_edge if of_heights else y_edge
-        above = (v[:, None] >= edge).astype(v.dtype)
-        # One-hot of the last edge below v; the first bin takes what lies under it.
-        last = jnp.concatenate(
-            [jnp.ones_like(above[:, :1]), above[:, 1:]], axis=-1
-        ) - jnp.pad(above[:, 1:], ((0, 0), (0, 1)))
-        parts = (y_edge, z_edge, width, height, slope[:, :-1], slope[:, 1:])
-        return tuple(jnp.sum(last * part, axis=-1) for part in parts)
+        bin_ = jnp.sum(v[:, None] >= edge[:, 1:], axis=1, keepdims=True)
+
+        def take(part: Array) -> Array:
+            return jnp.take_along_axis(part, bin_, axis=1)[:, 0]
+
+        def slope(raw: Array) -> Array:
+            return _MIN_SLOPE + jax.nn.softplus(take(raw) + offset)
+
+        sizes = take(y_edge), take(z_edge), take(width), take(height)
+        return *sizes, slope(raw_slope), slope(raw_slope[:, 1:])
 
     left = num_bins - 1
 
@@ -144,3 +148,8 @@ def spline(*, num_bins: int = 8, bound: float = 5.0) -> Elementwise:
         return jnp.where(inside, y_k + w * xi, z)
 
     return Elementwise(3 * num_bins - 1, forward, inverse)
+
+
+def _exact_matmul(a: Array, b: np.ndarray) -> Array:
+    """A product in full precision; accelerators round to fewer bits by default."""
+    return jnp.matmul(a, b.astype(a.dtype), precision="highest")

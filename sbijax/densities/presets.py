@@ -55,7 +55,7 @@ def nsf_autoregressive(
     hidden_size: int = 64,
     num_blocks: int = 1,
 ) -> Density:
-    """Neural spline flow with autoregressive layers: dense, a draw costs D passes.
+    """Neural spline flow with autoregressive layers: the most accurate here.
 
     Args:
         num_layers: number of autoregressive layers.

@@ -1,5 +1,6 @@
 """Conditional densities: normalised, sampled as they score, and able to learn."""
 
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from sbijax.densities import (
     nsf_autoregressive,
     spline,
 )
+from sbijax.densities.autoregressive import MAX_WRITTEN_OUT
 from sbijax.densities.elementwise import Elementwise
 from sbijax.networks import mlp
 
@@ -206,6 +208,31 @@ def test_layers(name, num_dims):
         half = num_dims // 2
         assert np.all(z[:, :half] == y[:, :half])
         assert np.all(np.any(np.asarray(jacobian)[:, half:, :half] != 0, axis=0))
+
+
+@pytest.mark.parametrize("elementwise", [affine(), spline(num_bins=4)])
+def test_autoregressive_inverse_in_many_dimensions(elementwise):
+    """Beyond `MAX_WRITTEN_OUT` a loop takes the place of the written-out steps."""
+    num_dims = MAX_WRITTEN_OUT + 1
+    layer = autoregressive(elementwise, hidden_size=2 * num_dims)
+    y = jax.random.normal(jax.random.key(0), (num_dims,))
+    net = perturb(layer.init(jax.random.key(1), y, CONTEXT), 0.1)
+    z, _ = layer.forward(net, y, CONTEXT)
+    back = jax.jit(layer.inverse)(net, z, CONTEXT)
+    assert np.abs(z - y).max() > 0.1
+    np.testing.assert_allclose(back, y, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("num_blocks", [1, 3])
+def test_autoregressive_written_out_steps_equal_the_loop(num_blocks, monkeypatch):
+    layer = autoregressive(spline(), hidden_size=13, num_blocks=num_blocks)
+    z = jax.random.normal(jax.random.key(0), (5,))
+    net = perturb(layer.init(jax.random.key(1), z, CONTEXT), 0.1)
+    written_out = layer.inverse(net, z, CONTEXT)
+    # The package's function of this name hides the module.
+    module = sys.modules["sbijax.densities.autoregressive"]
+    monkeypatch.setattr(module, "MAX_WRITTEN_OUT", 4)
+    np.testing.assert_allclose(layer.inverse(net, z, CONTEXT), written_out, atol=1e-5)
 
 
 def test_autoregressive_needs_a_hidden_unit_for_each_dimension():
