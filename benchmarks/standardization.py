@@ -19,7 +19,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 import sbijax as sj
-from benchmarks.common import RESULTS, append_row, environment, read_rows
+from benchmarks.common import RESULTS, append_row, environment, read_rows, spread
 from sbijax.priors import to_normal, to_real
 
 __all__ = ["held_out_loss", "main"]
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def print_table(done: dict[tuple[str, str, str, int], float]) -> None:
-    """Mean and range over seeds of every combination, one row per task."""
+    """Median and range over seeds of every combination, one row per task."""
     columns = list(itertools.product(STANDARDIZERS, BIJECTIONS))
     print("| task | " + " | ".join(" + ".join(c) for c in columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
@@ -114,11 +114,7 @@ def print_table(done: dict[tuple[str, str, str, int], float]) -> None:
         cells = []
         for x_name, theta_name in columns:
             losses = [v for k, v in done.items() if k[:3] == (name, x_name, theta_name)]
-            cells.append(
-                f"{np.mean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"
-                if losses
-                else "not run"
-            )
+            cells.append(spread(losses, digits=4) if losses else "not run")
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 

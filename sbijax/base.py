@@ -6,13 +6,14 @@ is written once, on the `Protocol` of its name below.  Shape letters: `N`
 simulations, `B` batch, `D` theta dimension, `S` draws.
 """
 
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from sbijax.checks import describe, is_real
 
 __all__ = [
     "Array",
@@ -27,11 +28,6 @@ __all__ = [
     "Simulations",
     "Standardizer",
     "Stats",
-    "check_count",
-    "check_finite",
-    "check_key",
-    "check_like",
-    "describe",
     "fill_zero_weight",
     "make_simulations",
 ]
@@ -62,12 +58,14 @@ class Stats(NamedTuple):
 
     `example` is one simulation (leaves without axis 0, weight 1): it carries
     the structure of theta and x, and stands in for rows of weight 0.  `theta`
-    and `x` hold the fitted standardisations.
+    and `x` hold the fitted standardisations, and `num_outside` counts simulations
+    whose theta lies outside the prior's support.
     """
 
     example: Simulations
     theta: PyTree
     x: PyTree
+    num_outside: Array | int = 0
 
 
 class Params(NamedTuple):
@@ -191,130 +189,6 @@ class Standardizer(NamedTuple):
     log_det: Callable[[PyTree, PyTree], Array]
 
 
-def check_count(value: Any, name: str, *, least: int = 1) -> int:
-    """Return `value` as an int, or raise unless it is a whole number >= `least`.
-
-    Example:
-        >>> from sbijax.base import check_count
-        >>> check_count(3, "num_samples")
-        3
-    """
-    try:
-        count = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"{name} must be an integer, got {value!r}.") from error
-    if isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be an integer, got {value!r}.")
-    if count < least:
-        raise ValueError(f"{name} must be at least {least}, got {count}.")
-    return count
-
-
-def check_key(key: Array, name: str = "key") -> None:
-    """Raise a `TypeError` unless `key` is one typed PRNG key.
-
-    Example:
-        >>> import jax
-        >>> from sbijax.base import check_key
-        >>> check_key(jax.random.key(0))
-    """
-    dtype = getattr(key, "dtype", None)
-    if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
-        given = repr(key) if np.ndim(key) == 0 else f"an array {describe(key)}"
-        raise TypeError(
-            f"{name} must be a typed PRNG key, got {given}. Make one with "
-            "jax.random.key(seed), or wrap a legacy key with "
-            "jax.random.wrap_key_data(key)."
-        )
-    if key.ndim:
-        raise TypeError(
-            f"{name} must be one PRNG key, got a batch of shape {key.shape}. "
-            "Pass one key, or jax.vmap the call over the batch."
-        )
-
-
-def describe(tree: PyTree) -> str:
-    """Shapes and dtypes of a pytree as short text, such as `{'a': float32[3]}`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from sbijax.base import describe
-        >>> describe({"a": jnp.zeros(3)})
-        '{a: float32[3]}'
-    """
-    if isinstance(tree, dict):
-        return "{" + ", ".join(f"{k}: {describe(v)}" for k, v in tree.items()) + "}"
-    if isinstance(tree, tuple | list):
-        return "(" + ", ".join(describe(v) for v in tree) + ")"
-    dtype = getattr(tree, "dtype", None) or np.asarray(tree).dtype
-    return f"{dtype}[{','.join(map(str, np.shape(tree)))}]"
-
-
-def check_like(value: PyTree, example: PyTree, name: str) -> PyTree:
-    """Convert `value` to arrays shaped like `example`, or say what differs.
-
-    numpy arrays, float64 and Python numbers are converted to the dtype of
-    `example`.
-
-    Args:
-        value: pytree to check, one example without a batch axis.
-        example: pytree with the structure and shapes that are expected.
-        name: what to call `value` in the message.
-
-    Returns:
-        `value` with the leaves of `example`'s dtypes.
-
-    Raises:
-        ValueError: structure or shapes differ.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from sbijax.base import check_like
-        >>> check_like(1.0, jnp.zeros(()), "x").dtype
-        dtype('float32')
-    """
-    if isinstance(value, list) and not isinstance(example, list):
-        value = np.asarray(value)
-    expected = f"expected {describe(example)} as in the simulations"
-    if jax.tree.structure(value) != jax.tree.structure(example):
-        raise ValueError(
-            f"{name} has another structure than the simulations: got "
-            f"{describe(value)}, {expected}."
-        )
-    leaves, examples = jax.tree.leaves(value), jax.tree.leaves(example)
-    if any(np.shape(a) != np.shape(b) for a, b in zip(leaves, examples, strict=True)):
-        batched = all(
-            np.shape(a)[1:] == np.shape(b) and np.ndim(a) == np.ndim(b) + 1
-            for a, b in zip(leaves, examples, strict=True)
-        )
-        mend = (
-            " It looks like a batch: jax.vmap over the first axis." if batched else ""
-        )
-        raise ValueError(
-            f"{name} has another shape than the simulations: got "
-            f"{describe(value)}, {expected}.{mend}"
-        )
-    return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), value, example)
-
-
-def check_finite(value: PyTree, name: str) -> None:
-    """Raise a `ValueError` if a concrete `value` holds NaN or infinities.
-
-    Traced values pass: inside `jit` and `vmap` a fault is data.
-    """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-        if isinstance(leaf, jax.core.Tracer):
-            continue
-        bad = int(np.sum(~np.isfinite(np.asarray(leaf, dtype=float))))
-        if bad:
-            where = jax.tree_util.keystr(path)
-            raise ValueError(
-                f"{name}{where} holds {bad} non-finite value(s) of "
-                f"{np.size(leaf)}. Replace or leave out the missing entries "
-                "in the observation and in the simulations alike."
-            )
-
-
 def make_simulations(
     theta: PyTree, x: PyTree, weight: Array | None = None
 ) -> Simulations:
@@ -390,9 +264,8 @@ def _to_arrays(tree: PyTree, name: str) -> PyTree:
         raise ValueError(f"{name} holds no arrays: got {tree!r}.")
 
     def convert(leaf: Any) -> Array:
-        dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
-        if not any(jnp.issubdtype(dtype, k) for k in (jnp.floating, jnp.integer, bool)):
-            raise TypeError(f"{name} must hold real numbers, got dtype {dtype}.")
+        if not is_real(leaf):
+            raise TypeError(f"{name} must hold real numbers, got {describe(leaf)}.")
         with np.errstate(over="ignore"):  # too large is infinite: a failed row
             return jnp.asarray(leaf, jnp.result_type(float))
 

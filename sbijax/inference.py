@@ -7,18 +7,8 @@ from typing import NamedTuple
 
 import jax
 
-from sbijax.base import (
-    Array,
-    Estimator,
-    Params,
-    PyTree,
-    SampleInfo,
-    SbijaxWarning,
-    check_count,
-    check_finite,
-    check_key,
-    check_like,
-)
+from sbijax.base import Array, Estimator, Params, PyTree, SampleInfo, SbijaxWarning
+from sbijax.checks import check_count, check_finite, check_key, check_like, check_record
 
 __all__ = ["Posterior", "infer"]
 
@@ -51,7 +41,7 @@ def infer(estimator: Estimator, params: Params, x: PyTree) -> Posterior:
         all observations.
 
     Raises:
-        TypeError: `params` is not a `Params`.
+        TypeError: an argument is not of its kind, or x does not hold real numbers.
         ValueError: x has another structure or shape than the simulations, or
             holds NaN or infinities.
 
@@ -66,11 +56,9 @@ def infer(estimator: Estimator, params: Params, x: PyTree) -> Posterior:
         >>> posterior.sample(jax.random.key(2), 5).shape
         (5,)
     """
-    if not isinstance(params, Params):
-        raise TypeError(
-            "infer takes (estimator, params, x), with the Params that train returns; "
-            f"got {type(params).__name__} for params."
-        )
+    order = "The order is infer(estimator, params, x)."
+    check_record(estimator, Estimator, "estimator", order)
+    check_record(params, Params, "params", order)
     x = check_like(x, params.stats.example.x, "x")
     check_finite(x, "x")
 

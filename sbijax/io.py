@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sbijax.base import Estimator, Params, PyTree, Simulations, describe
+from sbijax.base import Estimator, Params, PyTree, Simulations
+from sbijax.checks import check_record, describe
 
 __all__ = ["load", "save"]
 
@@ -40,8 +41,9 @@ def save(path: str | os.PathLike[str], estimator: Estimator, params: Params) -> 
         params: trained parameters.
 
     Raises:
-        TypeError: `params` is not a `Params`, or theta or x have nodes other than
-            dicts, tuples, lists and arrays.
+        TypeError: an argument is not of its kind, or theta or x have nodes other
+            than dicts, tuples, lists and arrays.
+        FileNotFoundError: the folder does not exist.
 
     Example:
         >>> import jax, tempfile, pathlib, numpyro.distributions as dist
@@ -56,8 +58,12 @@ def save(path: str | os.PathLike[str], estimator: Estimator, params: Params) -> 
         >>> bool(jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), params, again)))
         True
     """
-    if not isinstance(params, Params):
-        raise TypeError(f"params must be a Params record, got {type(params).__name__}.")
+    order = "The order is save(path, estimator, params)."
+    check_record(estimator, Estimator, "estimator", order)
+    check_record(params, Params, "params", order)
+    target = pathlib.Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {target.parent} to save into.")
     skeleton = _skeleton(params.stats.example)
     leaves = {
         jax.tree_util.keystr(key_path): np.asarray(leaf)
@@ -73,7 +79,6 @@ def save(path: str | os.PathLike[str], estimator: Estimator, params: Params) -> 
         ],
         "check": _check_value(estimator, params),
     }
-    target = pathlib.Path(path)
     partial = target.with_name(target.name + ".part")
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -26,7 +26,8 @@ from jax.scipy.stats import norm
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 
-from sbijax.base import Array, Prior, PyTree, check_key, describe
+from sbijax.base import Array, Prior, PyTree
+from sbijax.checks import check_key, describe
 
 __all__ = ["SiteBijection", "make_prior", "to_normal", "to_real"]
 

@@ -170,7 +170,7 @@ def test_the_file_is_replaced(path):
 
 @pytest.mark.parametrize("params", [PARAMS.net, (PARAMS, None), tuple(PARAMS), None])
 def test_other_things_than_parameters_are_not_saved(tmp_path, params):
-    with pytest.raises(TypeError, match="^params must be a Params record"):
+    with pytest.raises(TypeError, match="^params must be of type Params"):
         sj.save(tmp_path / "file", NPE, params)
     assert not list(tmp_path.iterdir())
 
@@ -580,3 +580,8 @@ def test_a_file_holds_bytes_and_json_only(path):
         ]
     assert len(arrays) == len(manifest["leaves"]) == len(jax.tree.leaves(PARAMS))
     assert {array.dtype for array in arrays} == {np.dtype(np.uint8)}
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*missing to save"):
+        sj.save(tmp_path / "missing" / "file", NPE, PARAMS)

@@ -11,8 +11,9 @@ import sbijax
 
 ROOT = Path(sbijax.__file__).parent
 
-# package -> packages of sbijax it may import, besides itself and base
+# package -> packages of sbijax it may import, besides itself, base and checks
 LAYERS = {
+    "checks": set(),
     "base": set(),
     "priors": set(),
     "networks": set(),
@@ -68,7 +69,7 @@ def faults(source: str, package: str) -> list[str]:
         top, *rest = name.split(".")
         if top == "sbijax":
             target = rest[0] if rest and rest[0] in LAYERS else "the public names"
-            allowed = target in {package, "base"} | LAYERS[package]
+            allowed = target in {package, "base", "checks"} | LAYERS[package]
         else:
             allowed = top in sys.stdlib_module_names or package in HOMES.get(top, ())
         if not allowed:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sbijax.base import Array, Network, PyTree
+from sbijax.checks import check_count
 from sbijax.densities.elementwise import Elementwise
 from sbijax.densities.flow import Layer
 
@@ -132,6 +133,11 @@ def autoregressive(
         num_blocks: its number of residual blocks.
         activation: its nonlinearity.
 
+    Raises:
+        TypeError: a size is not a whole number.
+        ValueError: a size is below 1, or (when called) fewer hidden units than
+            dimensions.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from sbijax.densities import affine, autoregressive
@@ -145,6 +151,8 @@ def autoregressive(
         Germain, Gregor, Murray, Larochelle. MADE, 2015.
         Papamakarios, Pavlakou, Murray. Masked autoregressive flow, 2017.
     """
+    check_count(hidden_size, "hidden_size")
+    check_count(num_blocks, "num_blocks")
 
     def network(num_dims: int) -> tuple[Network, Callable[..., Array]]:
         if hidden_size < num_dims:

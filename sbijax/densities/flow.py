@@ -16,6 +16,7 @@ import numpy as np
 from jax.scipy.stats import norm
 
 from sbijax.base import Array, Density, PyTree
+from sbijax.checks import check_count
 
 __all__ = ["Layer", "flow"]
 
@@ -55,8 +56,7 @@ def flow(layer: Layer, *, num_layers: int) -> Density:
         Papamakarios, Nalisnick, Rezende, Mohamed, Lakshminarayanan.
         Normalizing flows for probabilistic modeling and inference, 2021.
     """
-    if num_layers < 1:
-        raise ValueError(f"a flow needs num_layers >= 1, got {num_layers}.")
+    check_count(num_layers, "num_layers")
 
     def init_fn(key: Array, y: Array, context: Array) -> PyTree:
         keys = jax.random.split(key, num_layers)

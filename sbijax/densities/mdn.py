@@ -14,6 +14,7 @@ import numpy as np
 from jax.scipy.stats import norm
 
 from sbijax.base import Array, Density, Network, PyTree
+from sbijax.checks import check_count
 from sbijax.networks import resnet
 
 __all__ = ["mdn"]
@@ -47,8 +48,7 @@ def mdn(
         Papamakarios, Murray. Fast epsilon-free inference of simulation models
         with Bayesian conditional density estimation, 2016.
     """
-    if num_components < 1:
-        raise ValueError(f"num_components must be at least 1, got {num_components}.")
+    check_count(num_components, "num_components")
 
     def make_network(num_dims: int) -> Network:
         per_component = 1 + num_dims + num_dims * (num_dims + 1) // 2

@@ -3,6 +3,7 @@
 from functools import partial
 
 from sbijax.base import Density
+from sbijax.checks import check_count
 from sbijax.densities.autoregressive import autoregressive
 from sbijax.densities.coupling import coupling
 from sbijax.densities.elementwise import affine, spline
@@ -40,6 +41,8 @@ def nsf(
     Reference:
         Durkan, Bekasov, Murray, Papamakarios. Neural spline flows, 2019.
     """
+    check_count(hidden_size, "hidden_size")
+    check_count(num_blocks, "num_blocks")
     conditioner = partial(
         resnet, hidden_size=hidden_size, num_blocks=num_blocks, zero_output=True
     )

@@ -6,7 +6,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from sbijax.base import Array, Estimator, PyTree, describe
+from sbijax.base import Array, Estimator, PyTree
+from sbijax.checks import describe
 from sbijax.diagnostics._names import to_matrix
 
 __all__ = ["Quantities", "rank_replicates"]

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from sbijax.base import PyTree, describe
+from sbijax.base import PyTree
+from sbijax.checks import describe
 
 __all__ = ["c2st"]
 

@@ -6,7 +6,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from sbijax.base import Array, PyTree, check_key, describe
+from sbijax.base import Array, PyTree
+from sbijax.checks import check_key, describe
 
 __all__ = ["posterior_predictive"]
 

@@ -27,16 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from sbijax.base import (
-    Array,
-    Estimator,
-    PyTree,
-    SbijaxWarning,
-    Simulations,
-    check_count,
-    check_key,
-    describe,
-)
+from sbijax.base import Array, Estimator, PyTree, SbijaxWarning, Simulations
+from sbijax.checks import check_count, check_key, check_record, describe
 from sbijax.diagnostics._names import scalar_names
 from sbijax.diagnostics._ranks import Quantities, rank_replicates
 from sbijax.diagnostics.uniformity import (
@@ -134,6 +126,9 @@ def sbc(
         simulation-based calibration", 2018.
     """
     check_key(key)
+    order = "The order is (key, estimator, params, sims)."
+    check_record(estimator, Estimator, "estimator", order)
+    check_record(sims, Simulations, "sims", order)
     theta, x = _held_out(sims)
     num_samples = check_count(num_samples, "num_samples")
     if chunk_size is None:

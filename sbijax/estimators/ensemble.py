@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sbijax.base import Array, Estimator, Params, PyTree, SampleInfo, Simulations
+from sbijax.checks import check_count, check_record
 
 __all__ = ["ensemble"]
 
@@ -46,11 +47,11 @@ def ensemble(estimator: Estimator, *, num_members: int = 5) -> Estimator:
         Hermans et al. A trust crisis in simulation-based inference? Your
         posterior approximations can be unfaithful, 2022.
     """
+    check_record(estimator, Estimator, "estimator", "Make one with make_npe.")
     if estimator.loss is None or estimator.log_prob is None:
         raise TypeError("an ensemble needs an estimator with a loss and a density.")
     loss, log_prob = estimator.loss, estimator.log_prob
-    if num_members < 1:
-        raise ValueError(f"num_members must be at least 1, got {num_members}.")
+    check_count(num_members, "num_members")
 
     def init_fn(key: Array, sims: Simulations) -> Params:
         keys = jax.random.split(key, num_members)

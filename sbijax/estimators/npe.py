@@ -26,9 +26,9 @@ from sbijax.base import (
     Simulations,
     Standardizer,
     Stats,
-    check_like,
     fill_zero_weight,
 )
+from sbijax.checks import check_like, check_network, check_record, describe
 from sbijax.densities import nsf_autoregressive
 from sbijax.losses import negative_log_posterior
 from sbijax.networks import resnet, robust
@@ -58,8 +58,9 @@ def make_npe(
         The estimator; `log_prob` is an exact, normalised density.
 
     Raises:
-        TypeError: `prior` is not a `Prior`.
-        ValueError: (when called) theta or x do not look like the simulations.
+        TypeError: an argument is not of its kind.
+        ValueError: (when called) theta or x do not look like the simulations,
+            or the context is not a vector.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
@@ -78,12 +79,19 @@ def make_npe(
         Greenberg, Nonnenmacher, Macke. Automatic posterior transformation for
         likelihood-free inference, 2019.
     """
-    if not isinstance(prior, Prior):
-        raise TypeError(f"prior must come from make_prior, got {type(prior).__name__}.")
     density = nsf_autoregressive() if density is None else density
     if embedding is None:
         embedding = resnet(32, hidden_size=128, num_blocks=3, activation=jax.nn.relu)
     standardizer = robust() if standardizer is None else standardizer
+    check_record(prior, Prior, "prior", "Make one with make_prior.")
+    check_record(density, Density, "density", "Make one with densities.nsf() or maf().")
+    check_network(embedding, "embedding")
+    check_record(
+        standardizer,
+        Standardizer,
+        "standardizer",
+        "Make one with networks.robust() or zscore().",
+    )
 
     def init_fn(key: Array, sims: Simulations) -> Params:
         embedding_key, density_key = jax.random.split(key)
@@ -91,6 +99,7 @@ def make_npe(
         example = jax.tree.map(lambda leaf: leaf[row], sims)
         example = example._replace(weight=jnp.ones_like(example.weight))
         theta, x, weight = fill_zero_weight(sims, example)
+        outside = (weight > 0) & (jax.vmap(prior.log_prob)(theta) == -jnp.inf)
         z = jax.vmap(prior.to_vector)(theta)
         scale = standardizer.fit(x, weight)
         features = jax.vmap(lambda v: _flatten(standardizer.forward(scale, v)))(x)
@@ -98,10 +107,16 @@ def make_npe(
             example=example,
             theta=fit_linear(features, z, weight),
             x={"scale": scale, "range": _range(x)},
+            num_outside=jnp.sum(outside),
         )
         value = standardizer.forward(scale, example.x)
         embedding_net = embedding.init(embedding_key, value)
         context = embedding.apply(embedding_net, value)
+        if jnp.ndim(context) != 1:
+            raise ValueError(
+                "embedding must map one x to a vector [H], got "
+                f"{describe(context)} for x {describe(example.x)}."
+            )
         net = {
             "embedding": embedding_net,
             "density": density.init(density_key, z[row], context),

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from sbijax.base import PyTree, describe
+from sbijax.base import PyTree
+from sbijax.checks import describe
 
 __all__ = ["draws_matrix", "flat_dict", "point_vector", "scalar_names"]
 

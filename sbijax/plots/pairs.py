@@ -12,7 +12,8 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from sbijax.base import PyTree, describe
+from sbijax.base import PyTree
+from sbijax.checks import describe
 from sbijax.plots._arrays import draws_matrix, point_vector, scalar_names
 from sbijax.plots._density import (
     GridDensity,

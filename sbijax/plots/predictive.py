@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from sbijax.base import PyTree, SbijaxWarning, describe
+from sbijax.base import PyTree, SbijaxWarning
+from sbijax.checks import describe
 from sbijax.plots._style import (
     INK,
     LEGEND,

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from sbijax.base import PyTree, describe
+from sbijax.base import PyTree
+from sbijax.checks import describe
 from sbijax.plots._arrays import flat_dict
 
 __all__ = ["to_arviz"]

@@ -9,7 +9,6 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +20,9 @@ from sbijax.base import (
     PyTree,
     SbijaxWarning,
     Simulations,
-    check_count,
-    check_key,
-    describe,
     make_simulations,
 )
+from sbijax.checks import check_count, check_key, check_record, describe, is_real
 
 __all__ = ["simulate", "simulate_batch"]
 
@@ -174,18 +171,12 @@ def _call_simulator(key: Array, theta: PyTree, simulator: Simulator) -> PyTree:
         )
         raise
     leaves = jax.tree.leaves(x)
-    if not leaves or not all(map(_is_real, leaves)):
+    if not leaves or not all(map(is_real, leaves)):
         raise TypeError(
             "simulator must return an array of real numbers or a pytree of such "
             f"arrays, got {jax.tree.map(describe, x)}; {_EXPECTED}."
         )
-    return x
-
-
-def _is_real(leaf: Any) -> bool:
-    dtype = getattr(leaf, "dtype", type(leaf))
-    kinds = (jnp.floating, jnp.integer, jnp.bool_)
-    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+    return jnp.asarray(x) if isinstance(x, list) else x
 
 
 def _draw_rows(
@@ -270,13 +261,13 @@ def _report_failures(sims: Simulations) -> str | None:
 
 def _check_arguments(key: Array, prior: Prior, simulator: Simulator) -> None:
     check_key(key)
-    # A widened record has further fields after the six of a prior.
-    if getattr(prior, "_fields", ())[: len(Prior._fields)] != Prior._fields:
-        raise TypeError(
-            f"prior must be a Prior record, got {type(prior).__name__}. Make one "
-            "with sbijax.make_prior from a numpyro distribution, a dict of them "
-            "or a model."
-        )
+    check_record(
+        prior,
+        Prior,
+        "prior",
+        "Make one with sbijax.make_prior from a numpyro distribution, a dict of them "
+        "or a model.",
+    )
     if not callable(simulator):
         raise TypeError(
             f"simulator must be a function, got {type(simulator).__name__}; "

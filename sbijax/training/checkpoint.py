@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from sbijax.base import Array, Estimator, Params, PyTree, Simulations, describe
+from sbijax.base import Array, Estimator, Params, PyTree, Simulations
+from sbijax.checks import describe
 
 __all__ = ["Checkpoint", "fingerprint", "open_checkpoint"]
 

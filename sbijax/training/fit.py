@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sbijax.base import Array, Estimator, Params, PyTree, Simulations, check_key
+from sbijax.base import Array, Estimator, Params, PyTree, Simulations
+from sbijax.checks import check_key
 
 __all__ = ["TrainConfig", "TrainInfo", "TrainState", "fit", "init_state", "run_epochs"]
 

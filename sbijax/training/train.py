@@ -18,10 +18,10 @@ from sbijax.base import (
     Params,
     SbijaxWarning,
     Simulations,
-    check_count,
-    check_key,
+    Stats,
     make_simulations,
 )
+from sbijax.checks import check_count, check_key, check_record
 from sbijax.training.checkpoint import fingerprint, open_checkpoint
 from sbijax.training.fit import (
     TrainConfig,
@@ -89,9 +89,9 @@ def train(
         Ctrl-C, once an epoch is finished, returns the best so far.
 
     Raises:
-        TypeError: `key` is not a typed key, or the estimator has no loss.
-        ValueError: empty or mismatched simulations, absurd settings, or a
-            checkpoint of another run.
+        TypeError: an argument is not of its kind, or the estimator has no loss.
+        ValueError: empty or mismatched simulations, or all outside the prior;
+            absurd settings; a checkpoint of another run.
 
     Example:
         >>> import jax, numpyro.distributions as dist
@@ -105,16 +105,9 @@ def train(
         True
     """
     check_key(key)
-    if not isinstance(estimator, tuple) or not hasattr(estimator, "loss"):
-        raise TypeError(
-            "train takes (key, estimator, sims), with an Estimator such as make_npe "
-            f"returns; got {type(estimator).__name__} for the estimator."
-        )
-    if not isinstance(sims, tuple) or len(sims) != 3:
-        raise TypeError(
-            "train takes (key, estimator, sims), with the Simulations that simulate "
-            f"or make_simulations return; got {type(sims).__name__} for sims."
-        )
+    order = "The order is train(key, estimator, sims)."
+    check_record(estimator, Estimator, "estimator", order)
+    check_record(sims, Simulations, "sims", order)
     if estimator.loss is None:
         raise TypeError("this estimator is training-free: call infer without train.")
     sims = make_simulations(*sims)
@@ -130,6 +123,7 @@ def train(
     _report_weights(sims)
 
     state = init_state(key, sims, **rates, estimator=estimator, config=config)
+    _report_outside(state)
     with contextlib.ExitStack() as stack:
         saved, finished = None, True
         if checkpoint is not None:
@@ -251,6 +245,21 @@ def _report_weights(sims: Simulations) -> None:
             SbijaxWarning,
             stacklevel=3,
         )
+
+
+def _report_outside(state: TrainState) -> None:
+    if not isinstance(state.stats, Stats):
+        return
+    num_outside, num_valid = int(state.stats.num_outside), int(state.num_valid)
+    message = (
+        f"theta lies outside the prior's support in {num_outside:,} of {num_valid:,} "
+        "simulations; check that they were drawn from this prior, and the order and "
+        "the units of the parameters."
+    )
+    if num_outside == num_valid:
+        raise ValueError(message)
+    if num_outside:
+        warnings.warn(message, SbijaxWarning, stacklevel=3)
 
 
 def _still_falling(info: TrainInfo) -> bool:

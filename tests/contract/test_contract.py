@@ -233,7 +233,7 @@ def test_parameter_names(member):
 def test_records_widen_the_base_records(member):
     assert member.case.estimator._fields[:4] == sj.Estimator._fields
     assert isinstance(member.start, sj.Params)
-    assert member.start.stats._fields[:3] == sj.Stats._fields
+    assert member.start.stats._fields[:4] == sj.Stats._fields
 
 
 def test_shapes(member):

@@ -322,13 +322,23 @@ def test_numpy_count_is_accepted():
     )
 
 
+def test_a_list_of_numbers_is_a_vector():
+    def listing(key, theta):
+        return [jax.random.normal(key), 2.0]
+
+    sims = simulate(jax.random.key(0), PRIOR, listing, 5, progress=False)
+    assert sims.x.shape == (5, 2)
+    assert np.all(sims.x[:, 1] == 2.0)
+    assert len(np.unique(sims.x[:, 0])) == 5
+
+
 @pytest.mark.parametrize("draw", [simulate, simulate_batch])
 def test_bad_key_and_prior(draw):
     with pytest.raises(TypeError, match="key must be a typed PRNG key"):
         draw(0, PRIOR, simulator, 10)
     with pytest.raises(TypeError, match="must be one PRNG key, got a batch"):
         draw(jax.random.split(jax.random.key(0)), PRIOR, simulator, 10)
-    with pytest.raises(TypeError, match="prior must be a Prior record, got Normal"):
+    with pytest.raises(TypeError, match="prior must be of type Prior, got Normal"):
         draw(jax.random.key(0), dist.Normal(0.0, 1.0), simulator, 10)
 
 
