@@ -25,6 +25,7 @@ import optax
 
 import sbijax as sj
 from benchmarks.exact_nuts import exact_nuts
+from sbijax.training.fit import decay_mask
 
 __all__ = ["main", "run"]
 
@@ -71,12 +72,8 @@ def make_optimizer(num_steps: int) -> optax.GradientTransformation:
     schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-2, warmup, num_steps)
     return optax.chain(
         optax.clip_by_global_norm(5.0),
-        optax.adamw(schedule, weight_decay=0.1, mask=_is_matrix),
+        optax.adamw(schedule, weight_decay=0.1, mask=decay_mask),
     )
-
-
-def _is_matrix(net: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, net)
 
 
 class Clock:

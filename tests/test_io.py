@@ -15,6 +15,7 @@ import pytest
 
 import sbijax as sj
 from sbijax import densities, networks
+from tests.helpers import assert_same_bits
 
 
 def small(num_outputs, width=6, activation=jax.nn.silu):
@@ -53,14 +54,6 @@ def path(tmp_path):
     path = tmp_path / "npe.sbijax"
     sj.save(path, NPE, PARAMS)
     return path
-
-
-def assert_same_bits(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for one, two in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert one.dtype == two.dtype
-        assert one.shape == two.shape
-        assert np.asarray(one).tobytes() == np.asarray(two).tobytes()
 
 
 def rewrite(path, *, manifest=None, members=None):

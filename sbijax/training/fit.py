@@ -17,7 +17,15 @@ import optax
 from sbijax.base import Array, Estimator, Params, PyTree, Simulations
 from sbijax.checks import check_key
 
-__all__ = ["TrainConfig", "TrainInfo", "TrainState", "fit", "init_state", "run_epochs"]
+__all__ = [
+    "TrainConfig",
+    "TrainInfo",
+    "TrainState",
+    "decay_mask",
+    "fit",
+    "init_state",
+    "run_epochs",
+]
 
 
 class TrainConfig(NamedTuple):
@@ -49,6 +57,7 @@ class TrainState(NamedTuple):
     rows: Array
     num_train: Array
     num_valid: Array
+    mean_weight: Array
     learning_rate: Array
     weight_decay: Array
     decay: Array
@@ -150,6 +159,8 @@ def init_state(
     num_val = jnp.floor(config.validation_fraction * num_valid).astype(num_valid.dtype)
     num_val = jnp.minimum(num_val, jnp.maximum(num_valid - 1, 0))
     draw = jnp.where(sims.weight > 0, jax.random.uniform(split_key, (size,)), 2.0)
+    rows = jnp.argsort(draw)
+    training = jnp.arange(size) < num_valid - num_val
     zero = jnp.zeros((), num_valid.dtype)
     losses = jnp.full(config.max_epochs, jnp.nan, sims.weight.dtype)
     return TrainState(
@@ -158,9 +169,10 @@ def init_state(
         net=params.net,
         average=params.net,
         opt_state=_optimizer(config).init(params.net),
-        rows=jnp.argsort(draw),
+        rows=rows,
         num_train=num_valid - num_val,
         num_valid=num_valid,
+        mean_weight=jnp.mean(sims.weight[rows], where=training),
         learning_rate=jnp.asarray(learning_rate, losses.dtype),
         weight_decay=jnp.asarray(weight_decay, losses.dtype),
         decay=jnp.ones((), losses.dtype),
@@ -219,7 +231,6 @@ def _train_epoch(
     draw = jnp.where(jnp.arange(size) < state.num_train, draw, 2.0)
     order = state.rows[jnp.argsort(draw)]
     num_batches = -(-state.num_train // batch_size)
-    mean_weight = jnp.mean(sims.weight[order], where=jnp.arange(size) < state.num_train)
 
     def step(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
         state, total = carry
@@ -229,7 +240,7 @@ def _train_epoch(
         once = jnp.arange(batch_size) < state.num_train
         batch = batch._replace(weight=jnp.where(once, batch.weight, 0.0))
         # The loss is a mean over the batch; a heavy batch counts for more.
-        share = jnp.mean(batch.weight, where=once) / mean_weight
+        share = jnp.mean(batch.weight, where=once) / state.mean_weight
         state, loss = _update(
             state, jax.random.fold_in(loss_key, i), batch, share, estimator, config
         )
@@ -263,10 +274,11 @@ def _update(
         # How much regularisation is best depends on the problem: it falls as well,
         # and where less of it overfits, the validation loss keeps what was before.
         shrinkage = state.decay * state.weight_decay
-        updates = jax.tree_util.tree_map_with_path(
-            lambda path, u, p: -u - shrinkage * _decays(path, p) * p,
+        updates = jax.tree.map(
+            lambda u, p, decays: -u - shrinkage * decays * p,
             updates,
             state.net,
+            decay_mask(state.net),
         )
     net = jax.tree.map(lambda p, u: p + rate * u, state.net, updates)
     memory = jnp.minimum(AVERAGE_DECAY, (1.0 + state.step) / (10.0 + state.step))
@@ -345,9 +357,20 @@ def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(CLIP_NORM), optax.scale_by_adam())
 
 
-def _decays(path: tuple[Any, ...], leaf: Array) -> bool:
-    """Weight decay is for weights: biases are exempt, stacked ones as well."""
-    return leaf.ndim > 1 and "bias" not in jax.tree_util.keystr(path[-1:])
+def decay_mask(net: PyTree) -> PyTree:
+    """Which leaves weight decay is for: weights, not biases, stacked ones included.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sbijax.training.fit import decay_mask
+        >>> decay_mask({"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros((2, 3))})
+        {'bias': False, 'kernel': True}
+    """
+
+    def decays(path: tuple[Any, ...], leaf: Array) -> bool:
+        return leaf.ndim > 1 and "bias" not in jax.tree_util.keystr(path[-1:])
+
+    return jax.tree_util.tree_map_with_path(decays, net)
 
 
 def _take(sims: Simulations, rows: Array) -> Simulations:

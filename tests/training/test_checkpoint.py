@@ -15,6 +15,7 @@ import pytest
 
 import sbijax as sj
 from sbijax import densities, networks
+from tests.helpers import assert_same_bits, linear_data
 
 train_module = importlib.import_module("sbijax.training.train")
 
@@ -73,13 +74,6 @@ def make_layers(activation=jnp.tanh, width=4, out=1.0):
 LINEAR = make_linear()
 
 
-def linear_data(num_rows=64, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(num_rows, 2))
-    theta = x @ np.array([1.0, -0.5]) + 0.7 + 0.3 * rng.normal(size=num_rows)
-    return sj.make_simulations(theta, x)
-
-
 SETTINGS = {"learning_rate": 0.1, "max_epochs": 12, "patience": 2, "num_decays": 3}
 
 
@@ -94,13 +88,6 @@ def run(folder=None, *, seed=0, sims=None, estimator=LINEAR, key=None, **setting
             checkpoint=folder,
             **({"progress": False} | SETTINGS | settings),
         )
-
-
-def assert_same_bits(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for one, two in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert one.dtype == two.dtype
-        assert np.asarray(one).tobytes() == np.asarray(two).tobytes()
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import pytest
 import sbijax as sj
 from sbijax.training import TrainConfig, fit
 from sbijax.training.fit import init_state, run_epochs
+from tests.helpers import linear_data
 
 
 def make_stats(sims):
@@ -32,14 +33,6 @@ def squared_error(params, key, batch):
 
 ZEROS = {"w": jnp.zeros(2), "bias": jnp.zeros(())}
 LINEAR = estimator_of(ZEROS, squared_error)
-
-
-def linear_data(num_rows, seed=0, noise=0.3):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(num_rows, 2))
-    theta = x @ np.array([1.0, -0.5]) + 0.7 + noise * rng.normal(size=num_rows)
-    weight = rng.uniform(0.5, 2.0, num_rows)
-    return sj.make_simulations(theta, x, weight)
 
 
 # Which rows are used ----------------------------------------------------------
@@ -155,7 +148,7 @@ CONFIG = TrainConfig(batch_size=64, patience=5, max_epochs=300)
 @pytest.fixture(scope="module")
 def trained():
     """A finished run on data whose optimum is known in closed form."""
-    sims = linear_data(512)
+    sims = linear_data(512, weighted=True)
     params, info = fit(
         jax.random.key(0),
         LINEAR,
@@ -183,7 +176,7 @@ def training_rows(sims, config):
 def test_reaches_weighted_least_squares():
     # Weights that go with the residuals: the mean of small batches' own weighted
     # means has another minimum, .04 away.
-    sims = linear_data(512)
+    sims = linear_data(512, weighted=True)
     weight = np.exp(2.0 * (np.asarray(sims.theta) - np.asarray(sims.theta).mean()))
     sims = sims._replace(weight=jnp.asarray(weight))
     config = TrainConfig(
@@ -237,7 +230,9 @@ def test_early_stopping_without_any_progress():
         ZEROS, lambda params, key, batch: 1.0 + 0.0 * params.net["bias"]
     )
     config = TrainConfig(patience=4, num_decays=3, max_epochs=100)
-    _, info = fit(jax.random.key(0), constant, linear_data(50), config=config)
+    _, info = fit(
+        jax.random.key(0), constant, linear_data(50, weighted=True), config=config
+    )
     assert int(info.num_epochs) == 1 + 4 * (3 + 1)
     assert int(info.best_epoch) == 0
     assert bool(info.converged)
@@ -245,13 +240,15 @@ def test_early_stopping_without_any_progress():
 
 def test_max_epochs_is_a_limit():
     config = CONFIG._replace(max_epochs=3)
-    _, info = fit(jax.random.key(0), LINEAR, linear_data(100), config=config)
+    _, info = fit(
+        jax.random.key(0), LINEAR, linear_data(100, weighted=True), config=config
+    )
     assert int(info.num_epochs) == 3
     assert not bool(info.converged)
 
 
 def test_custom_optimizer():
-    sims = linear_data(256)
+    sims = linear_data(256, weighted=True)
     config = CONFIG._replace(optimizer=optax.sgd(0.05), max_epochs=100)
     params, info = fit(
         jax.random.key(0), LINEAR, sims, config=config, learning_rate=1e-9
@@ -271,7 +268,10 @@ def test_weight_decay_is_for_weights_only():
         net,
         lambda params, key, batch: 0.0 * sum(map(jnp.sum, jax.tree.leaves(params.net))),
     )
-    sims, config = linear_data(50), TrainConfig(max_epochs=5, batch_size=10)
+    sims, config = (
+        linear_data(50, weighted=True),
+        TrainConfig(max_epochs=5, batch_size=10),
+    )
     state = init_state(jax.random.key(0), sims, 0.1, 0.5, estimator=idle, config=config)
     state = run_epochs(state, sims, 5, estimator=idle, config=config)
     # The learning rate warms up over 100 steps.
@@ -288,7 +288,7 @@ def test_steps_with_non_finite_gradients_are_skipped_and_counted():
 
     # The validation key is the same in every epoch; this one is finite.
     assert jax.random.uniform(jax.random.key(0)) > 0.3
-    sims = linear_data(512)
+    sims = linear_data(512, weighted=True)
     params, info = fit(
         jax.random.key(1),
         estimator_of(ZEROS, sometimes_nan),
@@ -308,7 +308,7 @@ def test_steps_with_non_finite_gradients_are_skipped_and_counted():
 def test_rows_that_fail_do_not_stop_the_others():
     # One training row always gives NaN; its batches are skipped.
     size = 64
-    sims = linear_data(size)
+    sims = linear_data(size, weighted=True)
     bad = int(np.flatnonzero(training_rows(sims, CONFIG._replace(batch_size=8)))[0])
 
     def loss(params, key, batch):
@@ -332,7 +332,7 @@ def test_few_rows_without_validation():
         params, info = fit(
             jax.random.key(0),
             LINEAR,
-            linear_data(size, noise=0.0),
+            linear_data(size, noise=0.0, weighted=True),
             config=TrainConfig(max_epochs=50),
             learning_rate=5e-2,
         )
@@ -355,7 +355,7 @@ def assert_lane(many, one, i):
 
 
 def test_jit_over_the_whole_run_equals_the_plain_call():
-    sims = linear_data(60)
+    sims = linear_data(60, weighted=True)
     plain = run(jax.random.key(0), sims, 1e-2)
     compiled = jax.jit(run)(jax.random.key(0), sims, 1e-2)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(compiled), strict=True):
@@ -363,7 +363,7 @@ def test_jit_over_the_whole_run_equals_the_plain_call():
 
 
 def test_vmap_over_keys():
-    sims = linear_data(60)
+    sims = linear_data(60, weighted=True)
     keys = jax.random.split(jax.random.key(0), 3)
     many = jax.jit(jax.vmap(run, (0, None, None)))(keys, sims, 1e-2)
     for i, key in enumerate(jax.random.clone(keys)):
@@ -372,7 +372,7 @@ def test_vmap_over_keys():
 
 
 def test_vmap_over_learning_rates():
-    sims = linear_data(60)
+    sims = linear_data(60, weighted=True)
     rates = jnp.array([1e-4, 1e-2, 1e-1])
     key = jax.random.key(0)
     many = jax.jit(jax.vmap(run, (None, None, 0)))(key, sims, rates)
@@ -383,7 +383,7 @@ def test_vmap_over_learning_rates():
 
 
 def test_vmap_over_data_sets_with_different_numbers_of_rows():
-    full, part = linear_data(60), linear_data(60, seed=1)
+    full, part = linear_data(60, weighted=True), linear_data(60, seed=1, weighted=True)
     part = part._replace(weight=part.weight.at[20:].set(0.0))
     stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), full, part)
     many = jax.jit(jax.vmap(run, (None, 0, None)))(jax.random.key(0), stacked, 1e-2)
@@ -394,7 +394,7 @@ def test_vmap_over_data_sets_with_different_numbers_of_rows():
 def test_lanes_stop_on_their_own():
     # One lane stops early, the other goes on: neither touches the other.
     config = TrainConfig(batch_size=64, max_epochs=200, patience=3, num_decays=0)
-    sims = linear_data(128)
+    sims = linear_data(128, weighted=True)
 
     def go(key, rate):
         return fit(
@@ -413,6 +413,6 @@ def test_lanes_stop_on_their_own():
 def test_keys_are_consumed_once():
     with jax.debug_key_reuse(True):
         key = jax.random.key(0)
-        run(key, linear_data(60), 1e-2)
+        run(key, linear_data(60, weighted=True), 1e-2)
         with pytest.raises(jax.errors.KeyReuseError):
-            run(key, linear_data(60), 1e-2)
+            run(key, linear_data(60, weighted=True), 1e-2)

@@ -13,6 +13,7 @@ import pytest
 import sbijax as sj
 from sbijax import densities, networks
 from sbijax.training.fit import TrainConfig, TrainInfo, fit
+from tests.helpers import assert_same_bits, linear_data
 
 train_module = importlib.import_module("sbijax.training.train")
 
@@ -34,13 +35,6 @@ def estimator_of(loss, net=None):
 
 
 LINEAR = estimator_of(squared_error)
-
-
-def linear_data(num_rows=64, seed=0, noise=0.3):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(num_rows, 2))
-    theta = x @ np.array([1.0, -0.5]) + 0.7 + noise * rng.normal(size=num_rows)
-    return sj.make_simulations(theta, x)
 
 
 def small_npe():
@@ -68,12 +62,6 @@ def run(seed=0, sims=None, estimator=LINEAR, **settings):
             linear_data() if sims is None else sims,
             **settings,
         )
-
-
-def assert_same_bits(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for one, two in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert np.asarray(one).tobytes() == np.asarray(two).tobytes()
 
 
 def losses(info):
