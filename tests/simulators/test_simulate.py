@@ -27,8 +27,13 @@ def fails_below_zero(key, theta):
 
 
 def assert_trees_equal(first, second):
+    """Equal but for the last bits: XLA rounds as the length of a chunk suits it."""
     assert jax.tree.structure(first) == jax.tree.structure(second)
-    jax.tree.map(np.testing.assert_array_equal, first, second)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+        first,
+        second,
+    )
 
 
 def test_shapes_and_dtypes():
