@@ -112,7 +112,7 @@ def spline(*, num_bins: int = 8, bound: float = 5.0) -> Elementwise:
         bin_ = jnp.sum(v[:, None] >= edge[:, 1:], axis=1, keepdims=True)
 
         def take(part: Array) -> Array:
-            return jnp.take_along_axis(part, bin_, axis=1)[:, 0]
+            return jnp.take_along_axis(part, bin_, 1, mode="promise_in_bounds")[:, 0]
 
         def slope(raw: Array) -> Array:
             return _MIN_SLOPE + jax.nn.softplus(take(raw) + offset)
