@@ -114,7 +114,7 @@ def is_real(leaf: Any) -> bool:
 
 
 def describe(tree: PyTree) -> str:
-    """Shapes and dtypes of a pytree as short text, such as `{'a': float32[3]}`.
+    """Shapes and dtypes of a pytree as short text, such as `{a: float32[3]}`.
 
     Example:
         >>> import jax.numpy as jnp

@@ -66,7 +66,7 @@ def save(path: str | os.PathLike[str], estimator: Estimator, params: Params) -> 
         raise FileNotFoundError(f"there is no folder {target.parent} to save into.")
     skeleton = _skeleton(params.stats.example)
     leaves = {
-        jax.tree_util.keystr(key_path): np.asarray(leaf)
+        jax.tree_util.keystr(key_path): np.asarray(jnp.asarray(leaf))
         for key_path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     manifest = {

@@ -3,9 +3,10 @@
     z_i = g(y_i; h_i(y_1, ..., y_{i-1}, c)),   log |det| = sum_i log g'(y_i).
 
 One masked network gives all h_i at once (MADE).  A draw needs them in turn,
-but every unit only once, as soon as the dimensions that it sees are known: it
-costs no more than a density.  Written out, these steps are long to compile, so
-beyond `MAX_WRITTEN_OUT` dimensions a loop of D full passes takes their place.
+but every unit only once, as soon as the dimensions that it sees are known: no
+more multiplications than a density, in D small steps.  Written out, these are
+long to compile, so beyond `MAX_WRITTEN_OUT` dimensions a loop of D full passes
+takes their place.
 """
 
 from collections.abc import Callable
@@ -46,7 +47,7 @@ class _MaskedDense(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, shape[1:])
 
     def __call__(self, h: Array) -> Array:
-        mask = np.less_equal.outer(self.inputs, self.outputs).astype(np.float32)
+        mask = np.less_equal.outer(self.inputs, self.outputs)
         return h @ (self.kernel * mask) + self.bias
 
     def share(self, h: Array, degree: int) -> Array:

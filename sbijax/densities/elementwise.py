@@ -126,7 +126,8 @@ def spline(*, num_bins: int = 8, bound: float = 5.0) -> Elementwise:
         inside = jnp.abs(y) < bound
         safe = jnp.where(inside, y, 0.0)
         y_k, z_k, w, h, d0, d1 = select(safe, params, of_heights=False)
-        s, xi = h / w, jnp.clip((safe - y_k) / w, 0.0, 1.0)
+        # Never below 0; a clip there would halve the gradient on every knot.
+        s, xi = h / w, jnp.minimum((safe - y_k) / w, 1.0)
         mix = xi * (1.0 - xi)
         below = s + (d0 + d1 - 2.0 * s) * mix
         z = z_k + h * (s * xi**2 + d0 * mix) / below
@@ -144,7 +145,11 @@ def spline(*, num_bins: int = 8, bound: float = 5.0) -> Elementwise:
         b = h * d0 - rise * curve
         c = -s * rise
         root = jnp.sqrt(jnp.maximum(b**2 - 4.0 * a * c, 0.0))
-        xi = jnp.clip(2.0 * c / (-b - root), 0.0, 1.0)
+        # Of the two forms of the root, the one whose sum does not cancel.
+        tiny = jnp.finfo(root.dtype).tiny
+        usual = 2.0 * c / jnp.minimum(-b - root, -tiny)
+        steep = (root - b) / jnp.where(b < 0.0, 2.0 * a, 1.0)
+        xi = jnp.minimum(jnp.where(b < 0.0, steep, usual), 1.0)
         return jnp.where(inside, y_k + w * xi, z)
 
     return Elementwise(3 * num_bins - 1, forward, inverse)

@@ -126,7 +126,9 @@ def make_npe(
     def see(params: Params, x: PyTree) -> tuple[Array, Array]:
         """Context of the density, and features of the regression."""
         value = standardizer.forward(params.stats.x["scale"], x)
-        return embedding.apply(params.net["embedding"], value), _flatten(value)
+        features = _flatten(value)
+        context = embedding.apply(params.net["embedding"], value)
+        return context.astype(features.dtype), features
 
     def log_density(params: Params, theta: PyTree, x: PyTree) -> Array:
         """log q(theta | x) for a theta inside the support."""

@@ -280,10 +280,12 @@ def _update(
             state.net,
             decay_mask(state.net),
         )
-    net = jax.tree.map(lambda p, u: p + rate * u, state.net, updates)
+    net = jax.tree.map(lambda p, u: (p + rate * u).astype(p.dtype), state.net, updates)
     memory = jnp.minimum(AVERAGE_DECAY, (1.0 + state.step) / (10.0 + state.step))
     average = jax.tree.map(
-        lambda a, p: memory * a + (1.0 - memory) * p, state.average, net
+        lambda a, p: (memory * a + (1.0 - memory) * p).astype(a.dtype),
+        state.average,
+        net,
     )
     finite = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(loss)
     new = (net, average, opt_state)

@@ -171,3 +171,25 @@ def test_affine_values():
 def test_absurd_splines(make):
     with pytest.raises(ValueError, match="a spline needs"):
         make()
+
+
+@pytest.mark.parametrize("y", [-1.25, 0.0, 2.5])
+def test_gradient_on_a_knot_is_the_slope(y):
+    f = spline()
+    params = jnp.zeros((1, f.num_params))
+    slope = jax.grad(lambda y: f.forward(y[None], params)[0][0])(jnp.float32(y))
+    assert slope == pytest.approx(1.0, abs=1e-4)
+    slope = jax.grad(lambda z: f.inverse(z[None], params)[0])(jnp.float32(y))
+    assert slope == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("scale", [3.0, 30.0, 300.0])
+def test_inverse_of_steep_knots_around_flat_bins(scale):
+    """The error of z(y(z)) over what rounding y alone makes of it."""
+    f = spline()
+    rng = np.random.default_rng(3)
+    params = jnp.asarray(scale * rng.normal(size=(5_000, f.num_params)), jnp.float32)
+    z = jnp.asarray(rng.uniform(-4.9, 4.9, 5_000), jnp.float32)
+    back, log_slope = f.forward(f.inverse(z, params), params)
+    error = np.abs(back - z) / (1.0 + np.exp(log_slope))
+    assert error.max() < 1e-4
