@@ -152,8 +152,8 @@ def autoregressive(
         Germain, Gregor, Murray, Larochelle. MADE, 2015.
         Papamakarios, Pavlakou, Murray. Masked autoregressive flow, 2017.
     """
-    check_count(hidden_size, "hidden_size")
-    check_count(num_blocks, "num_blocks")
+    hidden_size = check_count(hidden_size, "hidden_size")
+    num_blocks = check_count(num_blocks, "num_blocks")
 
     def network(num_dims: int) -> tuple[Network, Callable[..., Array]]:
         if hidden_size < num_dims:

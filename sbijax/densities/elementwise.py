@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sbijax.base import Array
+from sbijax.checks import check_count
 
 __all__ = ["Elementwise", "affine", "spline"]
 
@@ -71,7 +72,9 @@ def spline(*, num_bins: int = 8, bound: float = 5.0) -> Elementwise:
         bound: half-width of the interval; data are expected to be of order one.
 
     Raises:
-        ValueError: fewer than 2 bins, or a bound that is not positive.
+        TypeError: `num_bins` is not a whole number.
+        ValueError: fewer than 2 bins or too many, or a bound that is not
+            positive and finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -84,10 +87,11 @@ def spline(*, num_bins: int = 8, bound: float = 5.0) -> Elementwise:
     Reference:
         Durkan, Bekasov, Murray, Papamakarios. Neural spline flows, 2019.
     """
-    if num_bins != int(num_bins) or not 2 <= num_bins <= _MAX_BINS or not bound > 0:
+    num_bins = check_count(num_bins, "num_bins", least=2)
+    if num_bins > _MAX_BINS or not 0.0 < bound < math.inf:
         raise ValueError(
-            f"a spline needs 2 <= num_bins <= {_MAX_BINS}, a whole number, and "
-            f"bound > 0, got {num_bins} and {bound}."
+            f"a spline needs num_bins of at most {_MAX_BINS} and a finite bound > 0, "
+            f"got {num_bins} and {bound}."
         )
     # softplus(offset) + _MIN_SLOPE = 1: parameters of zero give slope one.
     offset = math.log(math.expm1(1.0 - _MIN_SLOPE))

@@ -56,7 +56,7 @@ def flow(layer: Layer, *, num_layers: int) -> Density:
         Papamakarios, Nalisnick, Rezende, Mohamed, Lakshminarayanan.
         Normalizing flows for probabilistic modeling and inference, 2021.
     """
-    check_count(num_layers, "num_layers")
+    num_layers = check_count(num_layers, "num_layers")
 
     def init_fn(key: Array, y: Array, context: Array) -> PyTree:
         keys = jax.random.split(key, num_layers)

@@ -48,7 +48,7 @@ def mdn(
         Papamakarios, Murray. Fast epsilon-free inference of simulation models
         with Bayesian conditional density estimation, 2016.
     """
-    check_count(num_components, "num_components")
+    num_components = check_count(num_components, "num_components")
 
     def make_network(num_dims: int) -> Network:
         per_component = 1 + num_dims + num_dims * (num_dims + 1) // 2

@@ -126,7 +126,7 @@ def sbc(
         simulation-based calibration", 2018.
     """
     check_key(key)
-    order = "The order is (key, estimator, params, sims)."
+    order = "The order is sbc(key, estimator, params, sims)."
     check_record(estimator, Estimator, "estimator", order)
     check_record(sims, Simulations, "sims", order)
     theta, x = _held_out(sims)

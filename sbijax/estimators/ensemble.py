@@ -51,7 +51,7 @@ def ensemble(estimator: Estimator, *, num_members: int = 5) -> Estimator:
     if estimator.loss is None or estimator.log_prob is None:
         raise TypeError("an ensemble needs an estimator with a loss and a density.")
     loss, log_prob = estimator.loss, estimator.log_prob
-    check_count(num_members, "num_members")
+    num_members = check_count(num_members, "num_members")
 
     def init_fn(key: Array, sims: Simulations) -> Params:
         keys = jax.random.split(key, num_members)

@@ -176,7 +176,15 @@ def _call_simulator(key: Array, theta: PyTree, simulator: Simulator) -> PyTree:
             "simulator must return an array of real numbers or a pytree of such "
             f"arrays, got {jax.tree.map(describe, x)}; {_EXPECTED}."
         )
-    return jnp.asarray(x) if isinstance(x, list) else x
+    if not isinstance(x, list):
+        return x
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "simulator returned a list that is not one array: "
+            f"{describe(x)}; return a dict or a tuple for several."
+        ) from error
 
 
 def _draw_rows(

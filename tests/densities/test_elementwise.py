@@ -164,13 +164,16 @@ def test_affine_values():
         lambda: spline(bound=0.0),
         lambda: spline(bound=-1.0),
         lambda: spline(bound=float("nan")),
+        lambda: spline(bound=float("inf")),
         # Bins have a smallest size of a thousandth of the interval.
         lambda: spline(num_bins=1_000),
     ],
 )
 def test_absurd_splines(make):
-    with pytest.raises(ValueError, match="a spline needs"):
+    with pytest.raises(ValueError, match="a spline needs|num_bins must be at least 2"):
         make()
+    with pytest.raises(TypeError, match="num_bins must be an integer, got 4.0"):
+        spline(num_bins=4.0)
 
 
 @pytest.mark.parametrize("y", [-1.25, 0.0, 2.5])

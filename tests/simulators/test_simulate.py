@@ -337,6 +337,14 @@ def test_a_list_of_numbers_is_a_vector():
     assert len(np.unique(sims.x[:, 0])) == 5
 
 
+@pytest.mark.parametrize(
+    "x", [[jnp.zeros(2), jnp.zeros(3)], [{"a": jnp.zeros(2)}, {"a": jnp.zeros(2)}]]
+)
+def test_a_list_that_is_no_array_is_refused(x):
+    with pytest.raises(TypeError, match="^simulator returned a list that is not one"):
+        simulate(jax.random.key(0), PRIOR, lambda key, theta: x, 5, progress=False)
+
+
 @pytest.mark.parametrize("draw", [simulate, simulate_batch])
 def test_bad_key_and_prior(draw):
     with pytest.raises(TypeError, match="key must be a typed PRNG key"):
