@@ -17,6 +17,7 @@ from sbijax.checks import describe, is_real
 
 __all__ = [
     "Array",
+    "ChainInfo",
     "Density",
     "Estimator",
     "Network",
@@ -24,10 +25,12 @@ __all__ = [
     "Prior",
     "PyTree",
     "SampleInfo",
+    "Sampler",
     "SbijaxWarning",
     "Simulations",
     "Standardizer",
     "Stats",
+    "Target",
     "fill_zero_weight",
     "make_simulations",
 ]
@@ -119,6 +122,56 @@ class SampleInfo(NamedTuple):
     num_invalid: Array
     num_outside: Array
     num_entries: Array
+
+
+class ChainInfo(NamedTuple):
+    """What a sampler reports, `SampleInfo` first; NaN where it cannot tell.
+
+    `rhat` and `ess` (bulk, summed over chains) are `[D]`, rank-normalised,
+    over the chains in unconstrained space; independent populations count as
+    chains.  `acceptance` is `[C]`, the mean acceptance rate of each.
+    `num_divergent` counts divergent transitions, `num_failed` chains that had
+    no finite density, never moved or did not arrive: their draws are replaced
+    by those of the others.  `log_evidence` estimates log p(x), and `pareto_k`
+    is the tail index of importance weights, above 0.7 where they fail.
+    """
+
+    num_invalid: Array
+    num_outside: Array
+    num_entries: Array
+    rhat: Array
+    ess: Array
+    acceptance: Array
+    num_divergent: Array
+    num_failed: Array
+    log_evidence: Array
+    pareto_k: Array
+
+
+class Target(NamedTuple):
+    """An unnormalised posterior on R^D, as samplers see it.
+
+    `sample_prior(key) -> z` draws one `[D]`, `log_prior(z) -> scalar` is its
+    density in R^D, log-determinant included, and `log_likelihood(z) -> scalar`
+    the rest; where it is not a finite number there is no density.
+    """
+
+    sample_prior: Callable[[Array], Array]
+    log_prior: Callable[[Array], Array]
+    log_likelihood: Callable[[Array], Array]
+
+
+class Sampler(Protocol):
+    """Draws from a `Target`."""
+
+    def __call__(
+        self, key: Array, target: Target, *, num_samples: int
+    ) -> tuple[Array, ChainInfo]:
+        """Return positions `[C, n, D]` with C n >= `num_samples`, and the info.
+
+        `num_outside` and `num_entries` are left at 0 for the estimator.
+        """
+        ...
 
 
 class Estimator(NamedTuple):

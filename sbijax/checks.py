@@ -11,6 +11,7 @@ import numpy as np
 __all__ = [
     "check_count",
     "check_finite",
+    "check_fraction",
     "check_key",
     "check_like",
     "check_network",
@@ -39,6 +40,21 @@ def check_count(value: Any, name: str, *, least: int = 1) -> int:
     if count < least:
         raise ValueError(f"{name} must be at least {least}, got {count}.")
     return count
+
+
+def check_fraction(value: Any, name: str) -> float:
+    """Return `value` as a float, or raise unless it lies strictly within 0 and 1.
+
+    Example:
+        >>> from sbijax.checks import check_fraction
+        >>> check_fraction(0.5, "target_ess")
+        0.5
+    """
+    if not isinstance(value, float | int | np.floating) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number between 0 and 1, got {value!r}.")
+    if not 0.0 < value < 1.0:
+        raise ValueError(f"{name} must lie between 0 and 1, got {value}.")
+    return float(value)
 
 
 def check_key(key: jax.Array, name: str = "key") -> None:

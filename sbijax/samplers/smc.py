@@ -1,0 +1,184 @@
+"""Adaptive tempered sequential Monte Carlo.
+
+Particles from the prior follow p(z) p(x | z)^lambda as lambda rises from 0 to 1,
+
+    w_i = p(x | z_i)^(lambda' - lambda),
+
+with lambda' such that the effective sample size of the weights is a set share of
+the particles.  They are resampled and moved at each temperature, and once more at
+lambda = 1.  Particles are everywhere from the start, so modes are found and keep
+their mass; several independent populations tell by R-hat whether that worked.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sbijax.base import Array, ChainInfo, Sampler, Target
+from sbijax.checks import check_count, check_fraction
+from sbijax.samplers.report import guard, report
+
+__all__ = ["tempered_smc"]
+
+_MIN_PARTICLES = 20
+_SHARE_OF_JUMPS = 0.2  # moves by the full difference of two particles
+_SHORTEST_STEP = -1.5  # log10 of the smallest scale, the largest being 1
+_JITTER = 1e-4
+
+
+def tempered_smc(
+    *,
+    num_populations: int = 4,
+    num_steps: int = 20,
+    target_ess: float = 0.5,
+    max_temperatures: int = 100,
+) -> Sampler:
+    """Tempered SMC, the default sampler: it needs no gradient and finds all modes.
+
+    The moves are random-walk Metropolis along differences of two other
+    particles, in random subsets of the coordinates and at random scales.
+
+    Args:
+        num_populations: independent runs C; each has S / C particles.
+        num_steps: moves of every particle at each temperature.
+        target_ess: effective share of the particles that the next temperature
+            has to leave, between 0 and 1.
+        max_temperatures: a population that has not reached lambda = 1 by then
+            has failed.
+
+    Returns:
+        A sampler; its `log_evidence` averages over the populations.
+
+    Raises:
+        ValueError: a count below 1, or a share outside (0, 1).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jax.scipy.stats import norm
+        >>> from sbijax.base import Target
+        >>> from sbijax.samplers import tempered_smc
+        >>> target = Target(
+        ...     sample_prior=lambda key: jax.random.normal(key, (1,)),
+        ...     log_prior=lambda z: jnp.sum(norm.logpdf(z)),
+        ...     log_likelihood=lambda z: jnp.sum(norm.logpdf(2.0, z)),
+        ... )
+        >>> z, info = tempered_smc()(jax.random.key(0), target, num_samples=1000)
+        >>> z.shape, bool(abs(jnp.mean(z) - 1.0) < 0.1)
+        ((4, 250, 1), True)
+
+    Reference:
+        Del Moral, Doucet, Jasra. Sequential Monte Carlo samplers, 2006.
+        ter Braak, Vrugt. Differential evolution Markov chain with snooker
+        updater and fewer chains, 2008.
+    """
+    num_populations = check_count(num_populations, "num_populations")
+    num_steps = check_count(num_steps, "num_steps")
+    target_ess = check_fraction(target_ess, "target_ess")
+    max_temperatures = check_count(max_temperatures, "max_temperatures")
+
+    def sampler(
+        key: Array, target: Target, *, num_samples: int
+    ) -> tuple[Array, ChainInfo]:
+        num_samples = check_count(num_samples, "num_samples")
+        # The moves need other particles to differ from.
+        length = max(-(-num_samples // num_populations), _MIN_PARTICLES)
+
+        def run(key: Array) -> tuple[Array, ...]:
+            return _run(key, target, length, num_steps, target_ess, max_temperatures)
+
+        particles, temperature, acceptance, log_evidence = jax.vmap(run)(
+            jax.random.split(key, num_populations)
+        )
+        failed = temperature < 1.0
+        evidence = jnp.where(failed, -jnp.inf, log_evidence)
+        mean = jax.nn.logsumexp(evidence) - jnp.log(jnp.sum(~failed))
+        return report(
+            particles, acceptance=acceptance, failed=failed, log_evidence=mean
+        )
+
+    return sampler
+
+
+def _run(
+    key: Array,
+    target: Target,
+    num_particles: int,
+    num_steps: int,
+    target_ess: float,
+    max_temperatures: int,
+) -> tuple[Array, Array, Array, Array]:
+    """One population: particles, temperature, acceptance rate and log-evidence."""
+    import blackjax
+    from blackjax.smc import adaptive_tempered, resampling
+
+    prior_key, loop_key = jax.random.split(key)
+    kernel = adaptive_tempered.build_kernel(
+        guard(target.log_prior),
+        guard(target.log_likelihood),
+        _make_move(blackjax.rmh.build_kernel()),
+        blackjax.rmh.init,
+        resampling.systematic,
+        target_ess,
+    )
+
+    def is_going(carry: tuple) -> Array:
+        i, _, _, arrived, _, _ = carry
+        return ~arrived & (i < max_temperatures)
+
+    def step(carry: tuple) -> tuple:
+        i, key, state, _, _, log_evidence = carry
+        key, step_key = jax.random.split(key)
+        # The kernel moves the particles at the temperature they come with, and
+        # weighs them for the next one: at lambda = 1 one more step is due.
+        arrived = state.tempering_param >= 1.0
+        parameters = {"pool": state.particles[None]}
+        state, info = kernel(step_key, state, num_steps, parameters)
+        acceptance = jnp.mean(info.update_info.acceptance_rate)
+        log_evidence = log_evidence + info.log_likelihood_increment
+        return i + 1, key, state, arrived, acceptance, log_evidence
+
+    particles = jax.vmap(target.sample_prior)(
+        jax.random.split(prior_key, num_particles)
+    )
+    state = adaptive_tempered.init(particles)
+    zero = jnp.zeros((), particles.dtype)
+    state = state._replace(tempering_param=zero)
+    start = (0, loop_key, state, jnp.array(False), zero, zero)
+    _, _, state, arrived, acceptance, log_evidence = jax.lax.while_loop(
+        is_going, step, start
+    )
+    temperature = jnp.where(arrived, state.tempering_param, 0.0)
+    return state.particles, temperature, acceptance, log_evidence
+
+
+def _make_move(kernel: Callable) -> Callable:
+    """A Metropolis step along the difference of two particles of the pool.
+
+    The two are drawn from the population as it was before the moves, so that
+    the proposal is symmetric.
+    """
+
+    def move(key: Array, state: Any, log_density: Callable, pool: Array) -> tuple:
+        num_particles, num_dims = pool.shape
+        pair_key, share_key, mask_key, scale_key, jump_key, noise_key, key = (
+            jax.random.split(key, 7)
+        )
+        first, second = pool[jax.random.randint(pair_key, (2,), 0, num_particles)]
+        share = jax.random.uniform(share_key)
+        moved = jax.random.bernoulli(mask_key, share, (num_dims,))
+        scale = 10.0 ** jax.random.uniform(scale_key, minval=_SHORTEST_STEP, maxval=0.0)
+        scale = scale * 2.38 / jnp.sqrt(2.0 * jnp.maximum(jnp.sum(moved), 1))
+        jump = jax.random.bernoulli(jump_key, _SHARE_OF_JUMPS)
+        scale = jnp.where(jump, 1.0, scale)
+        noise = (
+            _JITTER * jnp.std(pool, axis=0) * jax.random.normal(noise_key, (num_dims,))
+        )
+
+        def propose(key: Array, z: Array) -> Array:
+            return z + jnp.where(moved, scale * (first - second), 0.0) + noise
+
+        return kernel(key, state, log_density, propose)
+
+    return move
