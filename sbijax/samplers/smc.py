@@ -121,6 +121,7 @@ def _run(
         blackjax.rmh.init,
         resampling.systematic,
         target_ess,
+        update_strategy=_keep_last,
     )
 
     def is_going(carry: tuple) -> Array:
@@ -135,7 +136,7 @@ def _run(
         arrived = state.tempering_param >= 1.0
         parameters = {"pool": state.particles[None]}
         state, info = kernel(step_key, state, num_steps, parameters)
-        acceptance = jnp.mean(info.update_info.acceptance_rate)
+        acceptance = jnp.mean(info.update_info)
         log_evidence = log_evidence + info.log_likelihood_increment
         return i + 1, key, state, arrived, acceptance, log_evidence
 
@@ -151,6 +152,33 @@ def _run(
     )
     temperature = jnp.where(arrived, state.tempering_param, 0.0)
     return state.particles, temperature, acceptance, log_evidence
+
+
+def _keep_last(
+    init: Callable,
+    log_density: Callable,
+    move: Callable,
+    num_mcmc_steps: int,
+    n_particles: int,
+) -> tuple[Callable, int]:
+    """Move every particle `num_mcmc_steps` times; report its acceptance rate.
+
+    BlackJAX's own strategy keeps the info of every step, and it scans over keys,
+    which the key-reuse checker of JAX mistakes for reuse under `vmap`.
+    """
+
+    def update(key: Array, z: Array, parameters: dict) -> tuple[Array, Array]:
+        def step(_: int, carry: tuple) -> tuple:
+            key, state, rate = carry
+            key, move_key = jax.random.split(key)
+            state, info = move(move_key, state, log_density, **parameters)
+            return key, state, rate + info.acceptance_rate / num_mcmc_steps
+
+        start = (key, init(z, log_density), jnp.zeros((), z.dtype))
+        _, state, rate = jax.lax.fori_loop(0, num_mcmc_steps, step, start)
+        return state.position, rate
+
+    return jax.vmap(update), n_particles
 
 
 def _make_move(kernel: Callable) -> Callable:
