@@ -94,7 +94,7 @@ def test_module_imports_only_what_its_layer_may(module):
     [
         ("from sbijax.base import Array\nimport jax.numpy as jnp", "losses", []),
         ("from sbijax.densities import nsf", "estimators", []),
-        ("from sbijax.losses.posterior import a", "losses", []),
+        ("from sbijax.losses.density import a", "losses", []),
         ("from sbijax.training import fit", "estimators", ["sbijax.training.fit"]),
         ("from sbijax import training", "plots", ["sbijax.training"]),
         ("import sbijax", "plots", ["sbijax"]),

@@ -26,11 +26,18 @@ from sbijax.base import (
     Simulations,
     Standardizer,
     Stats,
-    fill_zero_weight,
 )
 from sbijax.checks import check_like, check_network, check_record, describe
 from sbijax.densities import nsf_autoregressive
-from sbijax.losses import negative_log_posterior
+from sbijax.estimators._data import (
+    count_invalid_theta,
+    flatten,
+    num_entries,
+    num_outside,
+    observed_range,
+    split_example,
+)
+from sbijax.losses import negative_log_density
 from sbijax.networks import resnet, robust
 from sbijax.networks.linear import fit_linear, from_residual, to_residual
 
@@ -95,19 +102,16 @@ def make_npe(
 
     def init_fn(key: Array, sims: Simulations) -> Params:
         embedding_key, density_key = jax.random.split(key)
-        row = jnp.argmax(sims.weight > 0)
-        example = jax.tree.map(lambda leaf: leaf[row], sims)
-        example = example._replace(weight=jnp.ones_like(example.weight))
-        theta, x, weight = fill_zero_weight(sims, example)
-        outside = (weight > 0) & (jax.vmap(prior.log_prob)(theta) == -jnp.inf)
+        example, sims = split_example(sims)
+        theta, x, weight = sims
         z = jax.vmap(prior.to_vector)(theta)
         scale = standardizer.fit(x, weight)
-        features = jax.vmap(lambda v: _flatten(standardizer.forward(scale, v)))(x)
+        features = jax.vmap(lambda v: flatten(standardizer.forward(scale, v)))(x)
         stats = Stats(
             example=example,
             theta=fit_linear(features, z, weight),
-            x={"scale": scale, "range": _range(x)},
-            num_outside=jnp.sum(outside),
+            x={"scale": scale, "range": observed_range(x)},
+            num_outside=count_invalid_theta(prior, sims),
         )
         value = standardizer.forward(scale, example.x)
         embedding_net = embedding.init(embedding_key, value)
@@ -119,14 +123,14 @@ def make_npe(
             )
         net = {
             "embedding": embedding_net,
-            "density": density.init(density_key, z[row], context),
+            "density": density.init(density_key, z[0], context),
         }
         return Params(net, stats)
 
     def see(params: Params, x: PyTree) -> tuple[Array, Array]:
         """Context of the density, and features of the regression."""
         value = standardizer.forward(params.stats.x["scale"], x)
-        features = _flatten(value)
+        features = flatten(value)
         context = embedding.apply(params.net["embedding"], value)
         return context.astype(features.dtype), features
 
@@ -159,36 +163,14 @@ def make_npe(
         z = jax.vmap(lambda y: from_residual(params.stats.theta, y, features))(y)
         info = SampleInfo(
             num_invalid=jnp.sum(~jnp.all(jnp.isfinite(y), axis=1)),
-            num_outside=_num_outside(x, params.stats.x["range"]),
-            num_entries=jnp.asarray(sum(leaf.size for leaf in jax.tree.leaves(x))),
+            num_outside=num_outside(x, params.stats.x["range"]),
+            num_entries=num_entries(x),
         )
         return jax.vmap(prior.from_vector)(z), info
 
     return Estimator(
         init=init_fn,
-        loss=negative_log_posterior(log_density),
+        loss=negative_log_density(log_density),
         log_prob=log_prob_fn,
         sample=sample_fn,
     )
-
-
-def _flatten(x: PyTree) -> Array:
-    """All leaves of one x in one vector."""
-    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(x)])
-
-
-def _range(x: PyTree) -> PyTree:
-    """Smallest and largest value of every entry of x, widened by a tenth."""
-
-    def widen(leaf: Array) -> tuple[Array, Array]:
-        low, high = jnp.min(leaf, axis=0), jnp.max(leaf, axis=0)
-        margin = 0.1 * (high - low)
-        return low - margin, high + margin
-
-    return [widen(leaf) for leaf in jax.tree.leaves(x)]
-
-
-def _num_outside(x: PyTree, bounds: list[tuple[Array, Array]]) -> Array:
-    pairs = zip(jax.tree.leaves(x), bounds, strict=True)
-    counts = [jnp.sum((leaf < low) | (leaf > high)) for leaf, (low, high) in pairs]
-    return jnp.sum(jnp.stack(counts))

@@ -1,5 +1,5 @@
 """Training objectives; each receives the callables it scores."""
 
-from sbijax.losses.posterior import negative_log_posterior
+from sbijax.losses.density import negative_log_density
 
-__all__ = ["negative_log_posterior"]
+__all__ = ["negative_log_density"]

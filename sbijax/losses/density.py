@@ -1,9 +1,10 @@
-"""Objective of neural posterior estimation.
+"""Objective of methods that fit a normalised density.
 
-    L(phi) = -sum_n w_n log q_phi(theta_n | x_n) / sum_n w_n,
+    L(phi) = -sum_n w_n log q_phi(theta_n, x_n) / sum_n w_n,
 
-whose minimum over all q is the posterior under the distribution that theta was
-drawn from.
+where q is q(theta | x) for neural posterior estimation, q(x | theta) for neural
+likelihood estimation.  Its minimum over all q is the true conditional density
+under the distribution that the simulations were drawn from.
 """
 
 from collections.abc import Callable
@@ -13,13 +14,13 @@ import jax.numpy as jnp
 
 from sbijax.base import Array, LossFn, Params, PyTree, Simulations, fill_zero_weight
 
-__all__ = ["negative_log_posterior"]
+__all__ = ["negative_log_density"]
 
 
-def negative_log_posterior(
+def negative_log_density(
     log_density: Callable[[Params, PyTree, PyTree], Array],
 ) -> LossFn:
-    """Weighted mean of -log q(theta | x) over a batch.
+    """Weighted mean of -log q over a batch.
 
     Args:
         log_density: `(params, theta, x) -> scalar` for one theta and one x.
@@ -31,17 +32,19 @@ def negative_log_posterior(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from sbijax.base import Params, Simulations, Stats
-        >>> from sbijax.losses import negative_log_posterior
+        >>> from sbijax.losses import negative_log_density
         >>> batch = Simulations(jnp.array([1.0, 2.0]), jnp.zeros(2), jnp.ones(2))
         >>> one = jax.tree.map(lambda leaf: leaf[0], batch)
         >>> params = Params(net={}, stats=Stats(one, {}, {}))
-        >>> loss = negative_log_posterior(lambda params, theta, x: -theta)
+        >>> loss = negative_log_density(lambda params, theta, x: -theta)
         >>> float(loss(params, jax.random.key(0), batch))
         1.5
 
     Reference:
         Papamakarios, Murray. Fast epsilon-free inference of simulation models
         with Bayesian conditional density estimation, 2016.
+        Papamakarios, Sterratt, Murray. Sequential neural likelihood: fast
+        likelihood-free inference with autoregressive flows, 2019.
     """
 
     def loss_fn(params: Params, key: Array, batch: Simulations) -> Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sbijax.base import Params, Simulations, Stats
-from sbijax.losses import negative_log_posterior
+from sbijax.losses import negative_log_density
 
 THETA = np.array([1.0, -2.0, 0.5, 3.0])
 X = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0], [-1.0, 0.5]])
@@ -26,7 +26,7 @@ def make_batch(theta=THETA, x=X, weight=WEIGHT):
     return Simulations(*(jnp.asarray(a, jnp.float32) for a in (theta, x, weight)))
 
 
-LOSS = negative_log_posterior(log_density)
+LOSS = negative_log_density(log_density)
 KEY = jax.random.key(0)
 
 
