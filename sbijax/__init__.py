@@ -8,20 +8,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sbijax import densities, diagnostics, losses, networks, plots, simulators
+    from sbijax import (
+        densities,
+        diagnostics,
+        losses,
+        networks,
+        plots,
+        samplers,
+        simulators,
+    )
     from sbijax.base import (
+        ChainInfo,
         Density,
         Estimator,
+        LikelihoodEstimator,
         Network,
         Params,
         Prior,
+        RatioEstimator,
+        Sampler,
         SbijaxWarning,
         Simulations,
         Standardizer,
         Stats,
+        Target,
         make_simulations,
     )
-    from sbijax.estimators import ensemble, make_npe
+    from sbijax.estimators import ensemble, make_nle, make_npe, make_nre
     from sbijax.inference import Posterior, infer
     from sbijax.io import load, save
     from sbijax.priors import make_prior
@@ -29,16 +42,21 @@ if TYPE_CHECKING:
     from sbijax.training import TrainConfig, TrainInfo, fit, train
 
 __all__ = [
+    "ChainInfo",
     "Density",
     "Estimator",
+    "LikelihoodEstimator",
     "Network",
     "Params",
     "Posterior",
     "Prior",
+    "RatioEstimator",
+    "Sampler",
     "SbijaxWarning",
     "Simulations",
     "Standardizer",
     "Stats",
+    "Target",
     "TrainConfig",
     "TrainInfo",
     "densities",
@@ -48,24 +66,36 @@ __all__ = [
     "infer",
     "load",
     "losses",
+    "make_nle",
     "make_npe",
+    "make_nre",
     "make_prior",
     "make_simulations",
     "networks",
     "plots",
+    "samplers",
     "save",
     "simulate",
     "simulators",
     "train",
 ]
 
-_MODULES = ("densities", "diagnostics", "losses", "networks", "plots", "simulators")
+_MODULES = (
+    "densities",
+    "diagnostics",
+    "losses",
+    "networks",
+    "plots",
+    "samplers",
+    "simulators",
+)
 _HOMES = {
     "base": (
-        "Density Estimator Network Params Prior SbijaxWarning Simulations "
-        "Standardizer Stats make_simulations"
+        "ChainInfo Density Estimator LikelihoodEstimator Network Params Prior "
+        "RatioEstimator Sampler SbijaxWarning Simulations Standardizer Stats Target "
+        "make_simulations"
     ),
-    "estimators": "ensemble make_npe",
+    "estimators": "ensemble make_nle make_npe make_nre",
     "inference": "Posterior infer",
     "io": "load save",
     "priors": "make_prior",

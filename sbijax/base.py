@@ -20,10 +20,12 @@ __all__ = [
     "ChainInfo",
     "Density",
     "Estimator",
+    "LikelihoodEstimator",
     "Network",
     "Params",
     "Prior",
     "PyTree",
+    "RatioEstimator",
     "SampleInfo",
     "Sampler",
     "SbijaxWarning",
@@ -185,6 +187,34 @@ class Estimator(NamedTuple):
     loss: LossFn | None
     log_prob: LogProbFn | None
     sample: SampleFn
+
+
+class LikelihoodEstimator(NamedTuple):
+    """An `Estimator` that has learned p(x | theta).
+
+    `log_likelihood(params, theta, x) -> scalar` is normalised over x, for one
+    theta and one x, and `emulate(params, key, theta) -> x` draws one x.
+    """
+
+    init: InitFn
+    loss: LossFn | None
+    log_prob: LogProbFn | None
+    sample: SampleFn
+    log_likelihood: LogProbFn
+    emulate: Callable[[Params, Array, PyTree], PyTree]
+
+
+class RatioEstimator(NamedTuple):
+    """An `Estimator` that has learned p(x | theta) / p(x) up to a function of x.
+
+    `log_ratio(params, theta, x) -> scalar` for one theta and one x.
+    """
+
+    init: InitFn
+    loss: LossFn | None
+    log_prob: LogProbFn | None
+    sample: SampleFn
+    log_ratio: LogProbFn
 
 
 class Prior(NamedTuple):

@@ -13,7 +13,7 @@ __all__ = ["flatten", "from_nnx"]
 
 
 def flatten() -> Network:
-    """All leaves of a pytree, raveled and joined to one vector; no parameters.
+    """All leaves of all inputs, raveled and joined to one vector; no parameters.
 
     Example:
         >>> import jax.numpy as jnp
@@ -22,10 +22,10 @@ def flatten() -> Network:
         (5,)
     """
 
-    def apply(params: PyTree, x: PyTree) -> Array:
-        return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(x)])
+    def apply(params: PyTree, *inputs: PyTree) -> Array:
+        return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(inputs)])
 
-    return Network(init=lambda key, x: {}, apply=apply)
+    return Network(init=lambda key, *inputs: {}, apply=apply)
 
 
 def from_nnx(make_module: Callable[[nnx.Rngs], Any]) -> Network:

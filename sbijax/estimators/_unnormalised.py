@@ -1,0 +1,93 @@
+"""Posterior of a learned likelihood or ratio: prior times likelihood, sampled.
+
+log p(theta | x) = log p(theta) + log p(x | theta) + const(x).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from sbijax.base import (
+    Array,
+    ChainInfo,
+    LogProbFn,
+    Params,
+    Prior,
+    PyTree,
+    SampleFn,
+    Sampler,
+    Target,
+)
+from sbijax.checks import check_count, check_like
+from sbijax.estimators._data import num_entries, num_outside
+
+__all__ = ["LogLikelihoodOf", "make_target", "unnormalised_posterior"]
+
+LogLikelihoodOf = Callable[[Params, PyTree], Callable[[PyTree], Array]]
+
+
+def unnormalised_posterior(
+    prior: Prior, sampler: Sampler, likelihood_of: LogLikelihoodOf
+) -> tuple[LogProbFn, LogProbFn, SampleFn]:
+    """The functions of an estimator that knows its likelihood up to p(x).
+
+    Args:
+        prior: the prior.
+        sampler: draws from the posterior in unconstrained space.
+        likelihood_of: `(params, x) -> (theta -> scalar)`, for one x and a theta
+            inside the support; work that needs x alone is done once.
+
+    Returns:
+        The log-likelihood, its sum with the log-prior, and `sample`.
+    """
+
+    def score(params: Params, theta: PyTree, x: PyTree) -> tuple[Array, Array]:
+        """log p(theta), and the log-likelihood or -inf outside the support."""
+        example = params.stats.example
+        theta = check_like(theta, example.theta, "theta")
+        x = check_like(x, example.x, "x")
+        log_prior = prior.log_prob(theta)
+        inside = log_prior > -jnp.inf
+        safe = jax.tree.map(
+            lambda leaf, default: jnp.where(inside, leaf, default), theta, example.theta
+        )
+        value = likelihood_of(params, x)(safe)
+        return log_prior, jnp.where(inside, value, -jnp.inf)
+
+    def log_likelihood_fn(params: Params, theta: PyTree, x: PyTree) -> Array:
+        return score(params, theta, x)[1]
+
+    def log_prob_fn(params: Params, theta: PyTree, x: PyTree) -> Array:
+        log_prior, value = score(params, theta, x)
+        inside = log_prior > -jnp.inf
+        return jnp.where(inside, jnp.where(inside, log_prior, 0.0) + value, -jnp.inf)
+
+    def sample_fn(
+        params: Params, key: Array, x: PyTree, *, num_samples: int
+    ) -> tuple[PyTree, ChainInfo]:
+        num_samples = check_count(num_samples, "num_samples")
+        x = check_like(x, params.stats.example.x, "x")
+        target = make_target(prior, likelihood_of(params, x))
+        chains, info = sampler(key, target, num_samples=num_samples)
+        z = chains.reshape(-1, prior.num_dims)[:num_samples]
+        info = info._replace(
+            num_outside=num_outside(x, params.stats.x["range"]),
+            num_entries=num_entries(x),
+        )
+        return jax.vmap(prior.from_vector)(z), info
+
+    return log_likelihood_fn, log_prob_fn, sample_fn
+
+
+def make_target(prior: Prior, log_likelihood: Callable[[PyTree], Array]) -> Target:
+    """Prior and likelihood as functions of the vector form of theta."""
+
+    def log_prior_fn(z: Array) -> Array:
+        return prior.log_prob(prior.from_vector(z)) + prior.log_det(z)
+
+    return Target(
+        sample_prior=lambda key: prior.to_vector(prior.sample(key)),
+        log_prior=log_prior_fn,
+        log_likelihood=lambda z: log_likelihood(prior.from_vector(z)),
+    )

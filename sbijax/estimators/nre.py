@@ -1,0 +1,198 @@
+"""Neural ratio estimation.
+
+A classifier that tells pairs of the joint p(theta, x) from pairs of the product
+p(theta) p(x) has learned
+
+    log r(theta, x) = log p(x | theta) - log p(x),
+
+up to a function of x for some losses, and a sampler draws from
+p(theta) r(theta, x_o).  The logit is a network plus the ratio of the posterior
+to the prior under a linear regression of z = to_vector(theta) on the
+standardised x: where theta and x are jointly Gaussian there is nothing left to
+learn.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.stats import norm
+
+from sbijax.base import (
+    Array,
+    Network,
+    Params,
+    Prior,
+    PyTree,
+    RatioEstimator,
+    Sampler,
+    Simulations,
+    Standardizer,
+    Stats,
+)
+from sbijax.checks import check_network, check_record, describe
+from sbijax.estimators._data import (
+    count_invalid_theta,
+    flatten,
+    observed_range,
+    split_example,
+)
+from sbijax.estimators._unnormalised import unnormalised_posterior
+from sbijax.losses import RatioLoss, nre_b
+from sbijax.networks import flatten as join
+from sbijax.networks import resnet, robust
+from sbijax.networks.linear import fit_linear, to_residual
+from sbijax.samplers import tempered_smc
+
+__all__ = ["make_nre"]
+
+
+def make_nre(
+    prior: Prior,
+    *,
+    loss: RatioLoss | None = None,
+    classifier: Network | None = None,
+    embedding_theta: Network | None = None,
+    embedding_x: Network | None = None,
+    standardizer: Standardizer | None = None,
+    sampler: Sampler | None = None,
+) -> RatioEstimator:
+    """Make a neural ratio estimator.
+
+    Args:
+        prior: the prior that theta was drawn from.
+        loss: the objective, by default `losses.nre_b()`; also `nre_a`, `nre_c`
+            and `balanced`.
+        classifier: network from the embedded theta and the embedded x to one
+            logit `[1]`, by default a residual network.
+        embedding_theta: network from the vector form z of theta `[D]` and the
+            standardised theta (its pytree) to a vector; by default they are
+            joined.
+        embedding_x: network from one standardised x (its pytree) to a vector;
+            by default the leaves are joined.
+        standardizer: applied to x before the embedding, by default `robust()`.
+        sampler: draws from the posterior, by default `tempered_smc()`.
+
+    Returns:
+        The estimator; `log_prob` is not normalised over theta.
+
+    Raises:
+        TypeError: an argument is not of its kind.
+        ValueError: (when called) theta or x do not look like the simulations,
+            or the classifier does not return one logit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
+        >>> import sbijax as sj
+        >>> prior = sj.make_prior(dist.Normal(0.0, 1.0))
+        >>> theta = jax.random.normal(jax.random.key(0), (100,))
+        >>> nre = sj.make_nre(prior, loss=sj.losses.nre_c(num_atoms=5))
+        >>> params = nre.init(jax.random.key(1), sj.make_simulations(theta, theta))
+        >>> nre.log_ratio(params, 0.2, 0.3).shape
+        ()
+
+    Reference:
+        Hermans, Begy, Louppe. Likelihood-free MCMC with amortized approximate
+        ratio estimators, 2020.
+        Miller, Weniger, Forre. Contrastive neural ratio estimation, 2022.
+    """
+    loss = nre_b() if loss is None else loss
+    if classifier is None:
+        classifier = resnet(1, hidden_size=64, num_blocks=2, zero_output=True)
+    embedding_theta = join() if embedding_theta is None else embedding_theta
+    embedding_x = join() if embedding_x is None else embedding_x
+    standardizer = robust() if standardizer is None else standardizer
+    sampler = tempered_smc() if sampler is None else sampler
+    check_record(prior, Prior, "prior", "Make one with make_prior.")
+    check_network(classifier, "classifier")
+    check_network(embedding_theta, "embedding_theta")
+    check_network(embedding_x, "embedding_x")
+    check_record(
+        standardizer,
+        Standardizer,
+        "standardizer",
+        "Make one with networks.robust() or zscore().",
+    )
+    theta_scale = robust()
+
+    def init_fn(key: Array, sims: Simulations) -> Params:
+        theta_key, x_key, classifier_key = jax.random.split(key, 3)
+        example, sims = split_example(sims)
+        theta, x, weight = sims
+        z = jax.vmap(prior.to_vector)(theta)
+        scale = standardizer.fit(x, weight)
+        features = jax.vmap(lambda v: flatten(standardizer.forward(scale, v)))(x)
+        stats = Stats(
+            example=example,
+            theta={
+                "scale": theta_scale.fit(theta, weight),
+                "linear": fit_linear(features, z, weight),
+            },
+            x={"scale": scale, "range": observed_range(x)},
+            num_outside=count_invalid_theta(prior, sims),
+        )
+        inputs = see_theta(stats, example.theta)
+        value = standardizer.forward(scale, example.x)
+        net = {
+            "theta": embedding_theta.init(theta_key, *inputs),
+            "x": embedding_x.init(x_key, value),
+        }
+        of_theta = embedding_theta.apply(net["theta"], *inputs)
+        of_x = embedding_x.apply(net["x"], value)
+        net["classifier"] = classifier.init(classifier_key, of_theta, of_x)
+        logit = classifier.apply(net["classifier"], of_theta, of_x)
+        if jnp.shape(logit) != (1,):
+            raise ValueError(
+                "classifier must map an embedded theta and an embedded x to one "
+                f"logit [1], got {describe(logit)}."
+            )
+        return Params(net, stats)
+
+    def see_theta(stats: Stats, theta: PyTree) -> tuple[Array, PyTree]:
+        """What the embedding gets: the vector form and the standardised theta."""
+        scaled = theta_scale.forward(stats.theta["scale"], theta)
+        return prior.to_vector(theta), scaled
+
+    def embed_theta(params: Params, theta: PyTree) -> tuple[PyTree, Array, Array]:
+        """Embedding, vector form, and log-density of the prior there."""
+        inputs = see_theta(params.stats, theta)
+        of_theta = embedding_theta.apply(params.net["theta"], *inputs)
+        z = inputs[0]
+        return of_theta, z, prior.log_prob(theta) + prior.log_det(z)
+
+    def embed_x(params: Params, x: PyTree) -> tuple[PyTree, Array]:
+        """Embedding, and features of the regression."""
+        value = standardizer.forward(params.stats.x["scale"], x)
+        return embedding_x.apply(params.net["x"], value), flatten(value)
+
+    def logit(params: Params, of_theta: tuple, of_x: tuple) -> Array:
+        (u, z, log_prior), (v, features) = of_theta, of_x
+        linear = params.stats.theta["linear"]
+        y = to_residual(linear, z, features)
+        start = jnp.sum(norm.logpdf(y)) + linear.log_det - log_prior
+        return start + classifier.apply(params.net["classifier"], u, v)[0]
+
+    def log_ratios(params: Params, theta: PyTree, x: PyTree, partners: Array) -> Array:
+        of_theta = jax.vmap(lambda t: embed_theta(params, t))(theta)
+        of_x = jax.vmap(lambda v: embed_x(params, v))(x)
+
+        def row(of_one_x: tuple, indices: Array) -> Array:
+            competing = jax.tree.map(lambda leaf: leaf[indices], of_theta)
+            return jax.vmap(lambda t: logit(params, t, of_one_x))(competing)
+
+        return jax.vmap(row)(of_x, partners)
+
+    def ratio_of(params: Params, x: PyTree) -> Callable[[PyTree], Array]:
+        of_x = embed_x(params, x)
+        return lambda theta: logit(params, embed_theta(params, theta), of_x)
+
+    log_ratio_fn, log_prob_fn, sample_fn = unnormalised_posterior(
+        prior, sampler, ratio_of
+    )
+    return RatioEstimator(
+        init=init_fn,
+        loss=loss(log_ratios),
+        log_prob=log_prob_fn,
+        sample=sample_fn,
+        log_ratio=log_ratio_fn,
+    )

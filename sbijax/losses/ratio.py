@@ -1,0 +1,236 @@
+"""Objectives of neural ratio estimation.
+
+A classifier tells pairs of the joint p(theta, x) from pairs of the product
+p(theta) p(x), and its logit is log r(theta, x) = log p(x | theta) / p(x).  The
+objectives differ in how many thetas compete for one x:
+
+    A     L = -E log s(r(theta, x)) - E log s(-r(theta', x)),
+    B     L = -E log [r_0 / sum_{k=0}^{K-1} r_k],
+    C     L = -p_0 E log q(0 | theta_1:K, x) - p_K E log q(1 | theta, theta_1:K-1, x),
+
+with theta', theta_k from the marginal, s the sigmoid, p_0 = 1 / (1 + gamma),
+p_K = 1 - p_0, and q(0) = 1 / (1 + gamma / K sum_k r_k),
+q(k) = gamma / K r_k q(0).  B knows r only up to a function of x, A and C know it
+all.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from sbijax.base import Array, LossFn, Params, PyTree, Simulations, fill_zero_weight
+from sbijax.checks import check_count
+
+__all__ = ["LogRatios", "RatioLoss", "balanced", "nre_a", "nre_b", "nre_c"]
+
+
+class LogRatios(Protocol):
+    """Log-ratios of many thetas for each x of a batch."""
+
+    def __call__(
+        self, params: Params, theta: PyTree, x: PyTree, partners: Array
+    ) -> Array:
+        """Return `[B, K]`: log r(theta[partners[i, k]], x[i])."""
+        ...
+
+
+RatioLoss = Callable[[LogRatios], LossFn]
+
+
+def nre_a(*, num_negatives: int = 1) -> RatioLoss:
+    """Binary cross-entropy of pairs from the joint and from the product.
+
+    Args:
+        num_negatives: thetas from the marginal for each x, averaged over.
+
+    Returns:
+        A function from log-ratios to a loss.
+
+    Raises:
+        ValueError: fewer than one negative.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from sbijax.base import Params, Simulations, Stats
+        >>> from sbijax.losses import nre_a
+        >>> batch = Simulations(jnp.zeros(4), jnp.zeros(4), jnp.ones(4))
+        >>> one = jax.tree.map(lambda leaf: leaf[0], batch)
+        >>> params = Params(net={}, stats=Stats(one, {}, {}))
+        >>> loss = nre_a()(lambda params, theta, x, partners: jnp.zeros(partners.shape))
+        >>> round(float(loss(params, jax.random.key(0), batch)), 4)  # 2 log 2
+        1.3863
+
+    Reference:
+        Hermans, Begy, Louppe. Likelihood-free MCMC with amortized approximate
+        ratio estimators, 2020.
+    """
+
+    def score(positive: Array, negative: Array, weight: Array) -> Array:
+        joint = jax.nn.log_sigmoid(positive)
+        product = jnp.mean(jax.nn.log_sigmoid(-negative), axis=1)
+        return -jnp.sum(weight * (joint + product))
+
+    return _contrast(score, check_count(num_negatives, "num_negatives"))
+
+
+def balanced(*, num_negatives: int = 1, strength: float = 100.0) -> RatioLoss:
+    """Binary cross-entropy that is held to balance, and so errs on the wide side.
+
+    Adds strength (E s(r(theta, x)) + E s(r(theta', x)) - 1)^2 to `nre_a`.
+
+    Args:
+        num_negatives: thetas from the marginal for each x, averaged over.
+        strength: factor of the penalty.
+
+    Returns:
+        A function from log-ratios to a loss.
+
+    Raises:
+        ValueError: fewer than one negative.
+
+    Example:
+        >>> from sbijax.losses import balanced
+        >>> loss = balanced(strength=10.0)
+
+    Reference:
+        Delaunoy, Hermans, Rozet, Wehenkel, Louppe. Towards reliable
+        simulation-based inference with balanced neural ratio estimation, 2022.
+    """
+
+    def score(positive: Array, negative: Array, weight: Array) -> Array:
+        joint = jax.nn.log_sigmoid(positive)
+        product = jnp.mean(jax.nn.log_sigmoid(-negative), axis=1)
+        shares = jax.nn.sigmoid(positive) + jnp.mean(jax.nn.sigmoid(negative), axis=1)
+        balance = jnp.sum(weight * shares) - jnp.sum(weight)
+        return -jnp.sum(weight * (joint + product)) + strength * balance**2
+
+    return _contrast(score, check_count(num_negatives, "num_negatives"))
+
+
+def nre_b(*, num_atoms: int = 10) -> RatioLoss:
+    """Cross-entropy of finding the right theta among `num_atoms`.
+
+    Args:
+        num_atoms: competing thetas K, the right one included, at least 2.
+
+    Returns:
+        A function from log-ratios to a loss.
+
+    Raises:
+        ValueError: fewer than two atoms.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from sbijax.base import Params, Simulations, Stats
+        >>> from sbijax.losses import nre_b
+        >>> batch = Simulations(jnp.zeros(9), jnp.zeros(9), jnp.ones(9))
+        >>> one = jax.tree.map(lambda leaf: leaf[0], batch)
+        >>> params = Params(net={}, stats=Stats(one, {}, {}))
+        >>> zeros = lambda params, theta, x, partners: jnp.zeros(partners.shape)
+        >>> loss = nre_b(num_atoms=4)(zeros)
+        >>> round(float(loss(params, jax.random.key(0), batch)), 4)  # log 4
+        1.3863
+
+    Reference:
+        Durkan, Murray, Papamakarios. On contrastive learning for
+        likelihood-free inference, 2020.
+    """
+
+    def score(positive: Array, negative: Array, weight: Array) -> Array:
+        everything = jnp.concatenate([positive[:, None], negative], axis=1)
+        return -jnp.sum(weight * (positive - jax.nn.logsumexp(everything, axis=1)))
+
+    return _contrast(score, check_count(num_atoms, "num_atoms", least=2) - 1)
+
+
+def nre_c(*, num_atoms: int = 10, gamma: float = 1.0) -> RatioLoss:
+    """Cross-entropy of finding the right theta among `num_atoms`, or none.
+
+    Args:
+        num_atoms: competing thetas K, at least 1.
+        gamma: odds that one of them is right; sets how strongly the ratio's
+            scale is held.
+
+    Returns:
+        A function from log-ratios to a loss.
+
+    Raises:
+        ValueError: fewer than one atom, or odds that are not positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from sbijax.base import Params, Simulations, Stats
+        >>> from sbijax.losses import nre_c
+        >>> batch = Simulations(jnp.zeros(9), jnp.zeros(9), jnp.ones(9))
+        >>> one = jax.tree.map(lambda leaf: leaf[0], batch)
+        >>> params = Params(net={}, stats=Stats(one, {}, {}))
+        >>> zeros = lambda params, theta, x, partners: jnp.zeros(partners.shape)
+        >>> loss = nre_c(num_atoms=1)(zeros)
+        >>> round(float(loss(params, jax.random.key(0), batch)), 4)  # log 2
+        0.6931
+
+    Reference:
+        Miller, Weniger, Forre. Contrastive neural ratio estimation, 2022.
+    """
+    num_atoms = check_count(num_atoms, "num_atoms")
+    if not gamma > 0.0:
+        raise ValueError(f"gamma must be positive, got {gamma}.")
+    log_odds = jnp.log(gamma / num_atoms)
+
+    def score(positive: Array, negative: Array, weight: Array) -> Array:
+        def log_none(log_ratios: Array) -> Array:
+            total = log_odds + jax.nn.logsumexp(log_ratios, axis=1)
+            return -jax.nn.softplus(total)
+
+        everything = jnp.concatenate([positive[:, None], negative[:, 1:]], axis=1)
+        found = log_odds + positive + log_none(everything)
+        mean = (log_none(negative) + gamma * found) / (1.0 + gamma)
+        return -jnp.sum(weight * mean)
+
+    return _contrast(score, num_atoms)
+
+
+def _contrast(
+    score: Callable[[Array, Array, Array], Array], num_negatives: int
+) -> RatioLoss:
+    """A loss from a score of right `[B]` and wrong `[B, K]` log-ratios.
+
+    The weights that the score gets sum to 1, or are all 0.
+    """
+
+    def make_loss(log_ratios: LogRatios) -> LossFn:
+        def loss_fn(params: Params, key: Array, batch: Simulations) -> Array:
+            theta, x, weight = fill_zero_weight(batch, params.stats.example)
+            own = jnp.arange(weight.size)[:, None]
+            others = _other_rows(key, weight, num_negatives)
+            partners = jnp.concatenate([own, others], axis=1)
+            values = log_ratios(params, theta, x, partners)
+            total = jnp.sum(weight)
+            share = weight / jnp.where(total > 0, total, 1.0)
+            return score(values[:, 0], values[:, 1:], share)
+
+        return loss_fn
+
+    return make_loss
+
+
+def _other_rows(key: Array, weight: Array, num: int) -> Array:
+    """For each row `num` others `[B, num]`, drawn by weight, with replacement.
+
+    A row without any other of positive weight gets itself.
+    """
+    size = weight.size
+    cumulative = jnp.cumsum(weight)
+    total = cumulative[-1]
+    before = cumulative - weight
+    # A uniform point on the line of weights with the row's own stretch cut out.
+    rest = total - weight
+    point = jax.random.uniform(key, (size, num), weight.dtype) * rest[:, None]
+    point = jnp.where(point >= before[:, None], point + weight[:, None], point)
+    found = jnp.searchsorted(cumulative, point.ravel(), side="right")
+    found = jnp.clip(found, 0, size - 1).reshape(size, num)
+    own = jnp.arange(size)[:, None]
+    usable = (weight[found] > 0) & (rest[:, None] > 0)
+    return jnp.where(usable, found, own)
