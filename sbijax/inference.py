@@ -6,11 +6,23 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
-from sbijax.base import Array, Estimator, Params, PyTree, SampleInfo, SbijaxWarning
+from sbijax.base import (
+    Array,
+    ChainInfo,
+    Estimator,
+    Params,
+    PyTree,
+    SampleInfo,
+    SbijaxWarning,
+)
 from sbijax.checks import check_count, check_finite, check_key, check_like, check_record
 
 __all__ = ["Posterior", "infer"]
+
+MAX_RHAT = 1.05
+MAX_PARETO_K = 0.7
 
 
 class Posterior(NamedTuple):
@@ -88,24 +100,65 @@ def _log_prob(params: Params, theta: PyTree, x: PyTree, estimator: Estimator) ->
     return estimator.log_prob(params, theta, x)
 
 
-def _report(info: SampleInfo) -> None:
+def _report(info: SampleInfo | ChainInfo) -> None:
     """Turn the concrete counts of an info record into readable warnings."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(info)):
         return
-    num_outside, num_invalid = int(info.num_outside), int(info.num_invalid)
-    if num_outside:
-        warnings.warn(
-            f"the observation lies outside the simulations in {num_outside} of "
-            f"{int(info.num_entries)} entries; the posterior extrapolates. "
+    faults = _faults(info)
+    if isinstance(info, ChainInfo):
+        faults += _chain_faults(info)
+    for fault in faults:
+        warnings.warn(fault, SbijaxWarning, stacklevel=3)
+
+
+def _faults(info: SampleInfo | ChainInfo) -> list[str]:
+    faults = []
+    if int(info.num_outside):
+        faults.append(
+            f"the observation lies outside the simulations in {int(info.num_outside)} "
+            f"of {int(info.num_entries)} entries; the posterior extrapolates. "
             "Check units and the model (posterior_predictive helps), or widen the "
-            "prior.",
-            SbijaxWarning,
-            stacklevel=3,
+            "prior."
         )
-    if num_invalid:
-        warnings.warn(
-            f"{num_invalid} draws are not finite; train again, with a lower "
-            "learning_rate or with more simulations.",
-            SbijaxWarning,
-            stacklevel=3,
+    if int(info.num_invalid):
+        faults.append(
+            f"{int(info.num_invalid)} draws are not finite; train again, with a lower "
+            "learning_rate or with more simulations."
         )
+    return faults
+
+
+def _chain_faults(info: ChainInfo) -> list[str]:
+    faults = []
+    num_chains, num_failed = len(info.acceptance), int(info.num_failed)
+    if num_failed:
+        faults.append(
+            f"{num_failed} of {num_chains} chains failed: no finite density, no move, "
+            "or stopped before the end. "
+            + (
+                "The draws are not from the posterior. Check the observation and "
+                "the training."
+                if num_failed == num_chains
+                else "Copies of the others stand in for them."
+            )
+        )
+    largest = float(np.max(info.rhat))
+    if largest > MAX_RHAT:
+        faults.append(
+            f"the chains disagree: R-hat is {largest:.2f}, above {MAX_RHAT}. Draw "
+            "more, or give the estimator a sampler with more steps; tempered_smc "
+            "copes best with several modes."
+        )
+    if int(info.num_divergent):
+        faults.append(
+            f"{int(info.num_divergent)} transitions diverged: corners of the "
+            "posterior may be missing. Raise target_acceptance, or try tempered_smc."
+        )
+    pareto_k = float(info.pareto_k)
+    if pareto_k > MAX_PARETO_K:
+        faults.append(
+            f"the importance weights fail: Pareto k is {pareto_k:.2f}, above "
+            f"{MAX_PARETO_K}. The proposal misses part of the posterior; fit it "
+            "longer, or use a Markov chain."
+        )
+    return faults

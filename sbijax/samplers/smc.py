@@ -22,7 +22,6 @@ from sbijax.samplers.report import guard, report
 
 __all__ = ["tempered_smc"]
 
-_MIN_PARTICLES = 20
 _SHARE_OF_JUMPS = 0.2  # moves by the full difference of two particles
 _SHORTEST_STEP = -1.5  # log10 of the smallest scale, the largest being 1
 _JITTER = 1e-4
@@ -31,6 +30,7 @@ _JITTER = 1e-4
 def tempered_smc(
     *,
     num_populations: int = 4,
+    min_particles: int = 250,
     num_steps: int = 20,
     target_ess: float = 0.5,
     max_temperatures: int = 100,
@@ -42,6 +42,8 @@ def tempered_smc(
 
     Args:
         num_populations: independent runs C; each has S / C particles.
+        min_particles: number of particles of a population where S asks for
+            fewer; an even selection of them is returned.
         num_steps: moves of every particle at each temperature.
         target_ess: effective share of the particles that the next temperature
             has to leave, between 0 and 1.
@@ -74,6 +76,7 @@ def tempered_smc(
         updater and fewer chains, 2008.
     """
     num_populations = check_count(num_populations, "num_populations")
+    min_particles = check_count(min_particles, "min_particles", least=2)
     num_steps = check_count(num_steps, "num_steps")
     target_ess = check_fraction(target_ess, "target_ess")
     max_temperatures = check_count(max_temperatures, "max_temperatures")
@@ -82,11 +85,13 @@ def tempered_smc(
         key: Array, target: Target, *, num_samples: int
     ) -> tuple[Array, ChainInfo]:
         num_samples = check_count(num_samples, "num_samples")
-        # The moves need other particles to differ from.
-        length = max(-(-num_samples // num_populations), _MIN_PARTICLES)
+        length = -(-num_samples // num_populations)
+        num_particles = max(length, min_particles)
 
         def run(key: Array) -> tuple[Array, ...]:
-            return _run(key, target, length, num_steps, target_ess, max_temperatures)
+            return _run(
+                key, target, num_particles, num_steps, target_ess, max_temperatures
+            )
 
         particles, temperature, acceptance, log_evidence = jax.vmap(run)(
             jax.random.split(key, num_populations)
@@ -94,9 +99,12 @@ def tempered_smc(
         failed = temperature < 1.0
         evidence = jnp.where(failed, -jnp.inf, log_evidence)
         mean = jax.nn.logsumexp(evidence) - jnp.log(jnp.sum(~failed))
-        return report(
+        particles, info = report(
             particles, acceptance=acceptance, failed=failed, log_evidence=mean
         )
+        # Neighbours descend from one ancestor: take evenly spaced ones.
+        kept = jnp.arange(length) * num_particles // length
+        return particles[:, kept], info
 
     return sampler
 
