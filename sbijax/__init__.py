@@ -32,9 +32,11 @@ if TYPE_CHECKING:
         Standardizer,
         Stats,
         Target,
+        Trials,
         make_simulations,
+        make_trials,
     )
-    from sbijax.estimators import ensemble, make_nle, make_npe, make_nre
+    from sbijax.estimators import ensemble, iid, make_nle, make_npe, make_nre
     from sbijax.inference import Posterior, infer
     from sbijax.io import load, save
     from sbijax.priors import make_prior
@@ -59,10 +61,12 @@ __all__ = [
     "Target",
     "TrainConfig",
     "TrainInfo",
+    "Trials",
     "densities",
     "diagnostics",
     "ensemble",
     "fit",
+    "iid",
     "infer",
     "load",
     "losses",
@@ -71,6 +75,7 @@ __all__ = [
     "make_nre",
     "make_prior",
     "make_simulations",
+    "make_trials",
     "networks",
     "plots",
     "samplers",
@@ -93,9 +98,9 @@ _HOMES = {
     "base": (
         "ChainInfo Density Estimator LikelihoodEstimator Network Params Prior "
         "RatioEstimator Sampler SbijaxWarning Simulations Standardizer Stats Target "
-        "make_simulations"
+        "Trials make_simulations make_trials"
     ),
-    "estimators": "ensemble make_nle make_npe make_nre",
+    "estimators": "ensemble iid make_nle make_npe make_nre",
     "inference": "Posterior infer",
     "io": "load save",
     "priors": "make_prior",

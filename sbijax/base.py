@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sbijax.checks import describe, is_real
+from sbijax.checks import check_count, check_like, describe, is_real
 
 __all__ = [
     "Array",
@@ -33,8 +33,11 @@ __all__ = [
     "Standardizer",
     "Stats",
     "Target",
+    "Trials",
+    "check_trials",
     "fill_zero_weight",
     "make_simulations",
+    "make_trials",
 ]
 
 Array = jax.Array
@@ -56,6 +59,17 @@ class Simulations(NamedTuple):
     theta: PyTree
     x: PyTree
     weight: Array
+
+
+class Trials(NamedTuple):
+    """Repeated x of one theta, see `make_trials`.
+
+    `x` has leaves `[T, ...]`, and `mask` `[T]` is True for trials that count;
+    the others are padding, so that programs for one T serve fewer trials.
+    """
+
+    x: PyTree
+    mask: Array
 
 
 class Stats(NamedTuple):
@@ -299,11 +313,7 @@ def make_simulations(
     """
     theta, x = _to_arrays(theta, "theta"), _to_arrays(x, "x")
     weights = None if weight is None else _to_arrays(weight, "weight")
-    sizes = {
-        f"{name}{jax.tree_util.keystr(path)}": leaf.shape[0] if leaf.ndim else None
-        for name, tree in (("theta", theta), ("x", x), ("weight", weights))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    sizes = _num_rows({"theta": theta, "x": x, "weight": weights})
     if len(set(sizes.values())) != 1 or None in sizes.values():
         listing = ", ".join(f"{k}: {v}" for k, v in sizes.items())
         raise ValueError(
@@ -326,6 +336,81 @@ def make_simulations(
     return Simulations(theta, x, jnp.where(valid, weights, 0.0))
 
 
+def make_trials(x: PyTree, *, num_padded: int | None = None) -> Trials:
+    """Wrap repeated observations of one theta, padded to a fixed number.
+
+    Args:
+        x: pytree with leaves `[T, ...]`, JAX or numpy arrays, or a list.
+        num_padded: length to pad to, at least T; with one length for all data
+            sets nothing is compiled again.  By default T.
+
+    Returns:
+        The trials, with padding of zeros that the mask hides.
+
+    Raises:
+        TypeError: leaves that are not real numbers.
+        ValueError: no trials, unequal numbers of them, or more than
+            `num_padded`.
+
+    Example:
+        >>> import numpy as np
+        >>> from sbijax.base import make_trials
+        >>> make_trials(np.ones((3, 2)), num_padded=5).mask.tolist()
+        [True, True, True, False, False]
+    """
+    x = _to_arrays(x, "x")
+    sizes = _num_rows({"x": x})
+    if len(set(sizes.values())) != 1 or None in sizes.values():
+        listing = ", ".join(f"{k}: {v}" for k, v in sizes.items())
+        raise ValueError(
+            "every leaf of x must have one row per trial, the same number in "
+            f"each; got rows {listing}."
+        )
+    size = next(iter(sizes.values()))
+    if not size:
+        raise ValueError("there are no trials: every array has 0 rows.")
+    length = size if num_padded is None else check_count(num_padded, "num_padded")
+    if length < size:
+        raise ValueError(
+            f"there are {size} trials, more than num_padded={length}. Raise it to "
+            "the largest number of trials of any data set."
+        )
+
+    def pad(leaf: Array) -> Array:
+        return jnp.pad(leaf, [(0, length - size)] + [(0, 0)] * (leaf.ndim - 1))
+
+    return Trials(jax.tree.map(pad, x), jnp.arange(length) < size)
+
+
+def check_trials(trials: Trials, example: PyTree) -> Trials:
+    """Convert trials to the dtypes of one x, with `example` where the mask hides.
+
+    Raises:
+        TypeError: leaves that are not real numbers.
+        ValueError: structure or shapes differ from `example`, or the mask has
+            another length or hides everything.
+    """
+    sizes = _num_rows({"x": trials.x, "mask": trials.mask})
+    if len(set(sizes.values())) != 1 or None in sizes.values():
+        listing = ", ".join(f"{k}: {v}" for k, v in sizes.items())
+        raise ValueError(
+            "trials must have one row per trial and one entry of the mask for "
+            f"each; got rows {listing}. Make them with make_trials(x)."
+        )
+    check_like(jax.tree.map(lambda leaf: leaf[0], trials.x), example, "one trial")
+    mask = jnp.asarray(trials.mask) > 0
+    if not isinstance(mask, jax.core.Tracer) and not bool(jnp.any(mask)):
+        raise ValueError(
+            f"the mask hides all {mask.size} trials; at least one has to count."
+        )
+
+    def convert(leaf: Array, default: Array) -> Array:
+        keep = mask.reshape((-1,) + (1,) * default.ndim)
+        return jnp.where(keep, jnp.asarray(leaf, default.dtype), default)
+
+    return Trials(jax.tree.map(convert, trials.x, example), mask)
+
+
 def fill_zero_weight(batch: Simulations, example: Simulations) -> Simulations:
     """Replace rows of weight 0 by `example`, so that NaN there reaches nothing."""
     keep = batch.weight > 0
@@ -337,6 +422,15 @@ def fill_zero_weight(batch: Simulations, example: Simulations) -> Simulations:
     theta = jax.tree.map(fill, batch.theta, example.theta)
     x = jax.tree.map(fill, batch.x, example.x)
     return Simulations(theta, x, batch.weight)
+
+
+def _num_rows(trees: dict[str, PyTree]) -> dict[str, int | None]:
+    """Length of axis 0 of every leaf by its name, None for a scalar."""
+    return {
+        f"{name}{jax.tree_util.keystr(path)}": leaf.shape[0] if leaf.ndim else None
+        for name, tree in trees.items()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _to_arrays(tree: PyTree, name: str) -> PyTree:

@@ -187,7 +187,10 @@ def check_like(value: PyTree, example: PyTree, name: str) -> PyTree:
             for a, b in zip(leaves, examples, strict=True)
         )
         mend = (
-            " It looks like a batch: jax.vmap over the first axis." if batched else ""
+            " It looks like a batch: jax.vmap over the first axis, or make_trials "
+            "for repeated trials of one theta."
+            if batched
+            else ""
         )
         raise ValueError(
             f"{name} has another shape than the simulations: got "

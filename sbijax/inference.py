@@ -16,6 +16,8 @@ from sbijax.base import (
     PyTree,
     SampleInfo,
     SbijaxWarning,
+    Trials,
+    check_trials,
 )
 from sbijax.checks import check_count, check_finite, check_key, check_like, check_record
 
@@ -46,7 +48,8 @@ def infer(estimator: Estimator, params: Params, x: PyTree) -> Posterior:
         estimator: a trained estimator.
         params: its parameters.
         x: one observation, in the structure and shapes of the simulations;
-            numpy arrays and Python numbers are converted.
+            numpy arrays and Python numbers are converted.  `Trials` for the
+            estimators of `iid`.
 
     Returns:
         The posterior; its functions are compiled on first use and shared by
@@ -71,7 +74,12 @@ def infer(estimator: Estimator, params: Params, x: PyTree) -> Posterior:
     order = "The order is infer(estimator, params, x)."
     check_record(estimator, Estimator, "estimator", order)
     check_record(params, Params, "params", order)
-    x = check_like(x, params.stats.example.x, "x")
+    example = params.stats.example.x
+    x = (
+        check_trials(x, example)
+        if isinstance(x, Trials)
+        else check_like(x, example, "x")
+    )
     check_finite(x, "x")
 
     def sample_fn(key: Array, num_samples: int) -> PyTree:

@@ -4,5 +4,6 @@ from sbijax.estimators.ensemble import ensemble
 from sbijax.estimators.nle import make_nle
 from sbijax.estimators.npe import make_npe
 from sbijax.estimators.nre import make_nre
+from sbijax.estimators.trials import iid
 
-__all__ = ["ensemble", "make_nle", "make_npe", "make_nre"]
+__all__ = ["ensemble", "iid", "make_nle", "make_npe", "make_nre"]

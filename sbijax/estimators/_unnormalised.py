@@ -27,8 +27,23 @@ __all__ = ["LogLikelihoodOf", "make_target", "unnormalised_posterior"]
 LogLikelihoodOf = Callable[[Params, PyTree], Callable[[PyTree], Array]]
 
 
+def check_one(x: PyTree, example: PyTree) -> PyTree:
+    """One x, in the structure and shapes of the simulations."""
+    return check_like(x, example, "x")
+
+
+def count_one(x: PyTree, bounds: list) -> tuple[Array, Array]:
+    """How many entries lie outside the simulations, and how many there are."""
+    return num_outside(x, bounds), num_entries(x)
+
+
 def unnormalised_posterior(
-    prior: Prior, sampler: Sampler, likelihood_of: LogLikelihoodOf
+    prior: Prior,
+    sampler: Sampler,
+    likelihood_of: LogLikelihoodOf,
+    *,
+    check: Callable[[PyTree, PyTree], PyTree] = check_one,
+    count: Callable[[PyTree, list], tuple[Array, Array]] = count_one,
 ) -> tuple[LogProbFn, LogProbFn, SampleFn]:
     """The functions of an estimator that knows its likelihood up to p(x).
 
@@ -37,6 +52,8 @@ def unnormalised_posterior(
         sampler: draws from the posterior in unconstrained space.
         likelihood_of: `(params, x) -> (theta -> scalar)`, for one x and a theta
             inside the support; work that needs x alone is done once.
+        check: converts an observation, given one x of the simulations.
+        count: counts entries outside the simulations, given their range.
 
     Returns:
         The log-likelihood, its sum with the log-prior, and `sample`.
@@ -46,7 +63,7 @@ def unnormalised_posterior(
         """log p(theta), and the log-likelihood or -inf outside the support."""
         example = params.stats.example
         theta = check_like(theta, example.theta, "theta")
-        x = check_like(x, example.x, "x")
+        x = check(x, example.x)
         log_prior = prior.log_prob(theta)
         inside = log_prior > -jnp.inf
         safe = jax.tree.map(
@@ -67,14 +84,12 @@ def unnormalised_posterior(
         params: Params, key: Array, x: PyTree, *, num_samples: int
     ) -> tuple[PyTree, ChainInfo]:
         num_samples = check_count(num_samples, "num_samples")
-        x = check_like(x, params.stats.example.x, "x")
+        x = check(x, params.stats.example.x)
         target = make_target(prior, likelihood_of(params, x))
         chains, info = sampler(key, target, num_samples=num_samples)
         z = chains.reshape(-1, prior.num_dims)[:num_samples]
-        info = info._replace(
-            num_outside=num_outside(x, params.stats.x["range"]),
-            num_entries=num_entries(x),
-        )
+        outside, entries = count(x, params.stats.x["range"])
+        info = info._replace(num_outside=outside, num_entries=entries)
         return jax.vmap(prior.from_vector)(z), info
 
     return log_likelihood_fn, log_prob_fn, sample_fn

@@ -30,7 +30,7 @@ from sbijax.base import (
     Stats,
 )
 from sbijax.checks import check_like, check_network, check_record, describe
-from sbijax.densities import nsf_autoregressive
+from sbijax.densities import maf
 from sbijax.estimators._data import (
     count_invalid_theta,
     flatten,
@@ -59,7 +59,7 @@ def make_nle(
     Args:
         prior: the prior of theta.
         density: conditional density on R^K, with K the number of entries of x;
-            by default `nsf_autoregressive()`.
+            by default `maf()`.
         embedding: network from the vector form z of theta `[D]` and the
             standardised theta (its pytree) to a context vector `[H]`, trained
             together with the density.
@@ -89,13 +89,13 @@ def make_nle(
         Papamakarios, Sterratt, Murray. Sequential neural likelihood: fast
         likelihood-free inference with autoregressive flows, 2019.
     """
-    density = nsf_autoregressive() if density is None else density
+    density = maf() if density is None else density
     if embedding is None:
-        embedding = resnet(32, hidden_size=64, num_blocks=2)
+        embedding = resnet(32, hidden_size=128, num_blocks=3)
     standardizer = robust() if standardizer is None else standardizer
     sampler = tempered_smc() if sampler is None else sampler
     check_record(prior, Prior, "prior", "Make one with make_prior.")
-    check_record(density, Density, "density", "Make one with densities.nsf() or maf().")
+    check_record(density, Density, "density", "Make one with densities.maf() or nsf().")
     check_network(embedding, "embedding")
     check_record(
         standardizer,
