@@ -78,7 +78,8 @@ class Stats(NamedTuple):
     `example` is one simulation (leaves without axis 0, weight 1): it carries
     the structure of theta and x, and stands in for rows of weight 0.  `theta`
     and `x` hold the fitted standardisations, and `num_outside` counts simulations
-    whose theta lies outside the prior's support.
+    whose theta lies outside the prior's support, or whose discrete x has a value
+    that was ruled out.
     """
 
     example: Simulations

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sbijax.base import Array, Prior, PyTree, Simulations, fill_zero_weight
 
@@ -12,6 +13,7 @@ __all__ = [
     "num_outside",
     "observed_range",
     "split_example",
+    "unflatten",
 ]
 
 
@@ -31,7 +33,17 @@ def count_invalid_theta(prior: Prior, sims: Simulations) -> Array:
 
 def flatten(x: PyTree) -> Array:
     """All leaves of one x in one vector."""
-    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(x)])
+    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(x)]
+    return jnp.concatenate(leaves) if leaves else jnp.zeros(0)
+
+
+def unflatten(vector: Array, like: PyTree) -> PyTree:
+    """The leaves in the shapes of `like`: the inverse of `flatten`."""
+    leaves, structure = jax.tree.flatten(like)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    parts = jnp.split(vector, ends[:-1]) if leaves else []
+    shaped = [p.reshape(leaf.shape) for p, leaf in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(structure, shaped)
 
 
 def observed_range(x: PyTree) -> list[tuple[Array, Array]]:

@@ -7,14 +7,14 @@ A conditional density q_phi is fitted to pairs (theta, x) by
 and a sampler draws from p(theta) q_phi*(x_o | theta).  The density lives on
 y in R^K, the white residual of a linear regression of the standardised x on
 theta: where they are jointly Gaussian the untrained flow is already the
-likelihood.
+likelihood.  Discrete entries of x get probabilities, and the continuous ones a
+density given them.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
 from sbijax.base import (
     Array,
@@ -30,13 +30,15 @@ from sbijax.base import (
     Stats,
 )
 from sbijax.checks import check_like, check_network, check_record, describe
-from sbijax.densities import maf
+from sbijax.densities import maf, mixed
 from sbijax.estimators._data import (
     count_invalid_theta,
     flatten,
     observed_range,
     split_example,
+    unflatten,
 )
+from sbijax.estimators._kinds import make_kinds
 from sbijax.estimators._unnormalised import unnormalised_posterior
 from sbijax.losses import negative_log_density
 from sbijax.networks import resnet, robust
@@ -49,6 +51,7 @@ __all__ = ["make_nle"]
 def make_nle(
     prior: Prior,
     *,
+    num_categories: PyTree | None = None,
     density: Density | None = None,
     embedding: Network | None = None,
     standardizer: Standardizer | None = None,
@@ -58,13 +61,15 @@ def make_nle(
 
     Args:
         prior: the prior of theta.
-        density: conditional density on R^K, with K the number of entries of x;
-            by default `maf()`.
+        num_categories: for discrete or mixed x, a pytree in the structure of x
+            that tells how many values 0, 1, ... each leaf has, 0 for continuous
+            leaves; for example `{"choice": 2, "time": 0}`.
+        density: conditional density on R^K, with K the number of continuous
+            entries of x; by default `maf()`.
         embedding: network from the vector form z of theta `[D]` and the
             standardised theta (its pytree) to a context vector `[H]`, trained
             together with the density.
-        standardizer: applied to x; it must know its log-determinant.  By
-            default `robust()`.
+        standardizer: applied to continuous x, by default `robust()`.
         sampler: draws from the posterior, by default `tempered_smc()`.
 
     Returns:
@@ -73,7 +78,8 @@ def make_nle(
     Raises:
         TypeError: an argument is not of its kind.
         ValueError: (when called) theta or x do not look like the simulations,
-            or the context is not a vector.
+            `num_categories` has another structure, or the context is not a
+            vector.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro.distributions as dist
@@ -88,6 +94,8 @@ def make_nle(
     Reference:
         Papamakarios, Sterratt, Murray. Sequential neural likelihood: fast
         likelihood-free inference with autoregressive flows, 2019.
+        Boelts, Lueckmann, Gao, Macke. Flexible and efficient simulation-based
+        inference for models of decision-making, 2022.
     """
     density = maf() if density is None else density
     if embedding is None:
@@ -103,15 +111,26 @@ def make_nle(
         "standardizer",
         "Make one with networks.robust() or zscore().",
     )
-    theta_scale = robust()
+    theta_scale, kinds = robust(), make_kinds(num_categories)
+
+    def density_of(x: PyTree) -> Density:
+        """The density of all entries of x, the discrete ones first."""
+        sizes = kinds.sizes(x)
+        return mixed(density, num_categories=sizes) if sizes else density
+
+    def to_vectors(scale: PyTree, x: PyTree) -> tuple[Array, Array]:
+        """Discrete entries, and standardised continuous ones."""
+        discrete, continuous = kinds.split(x)
+        return flatten(discrete), flatten(standardizer.forward(scale, continuous))
 
     def init_fn(key: Array, sims: Simulations) -> Params:
         embedding_key, density_key = jax.random.split(key)
         example, sims = split_example(sims)
         theta, x, weight = sims
         z = jax.vmap(prior.to_vector)(theta)
-        scale = standardizer.fit(x, weight)
-        targets = jax.vmap(lambda v: flatten(standardizer.forward(scale, v)))(x)
+        scale = standardizer.fit(kinds.split(x)[1], weight)
+        discrete, targets = jax.vmap(lambda one: to_vectors(scale, one))(x)
+        impossible = (weight > 0) & ~jax.vmap(kinds.is_possible)(x)
         stats = Stats(
             example=example,
             theta=theta_scale.fit(theta, weight),
@@ -120,7 +139,7 @@ def make_nle(
                 "range": observed_range(x),
                 "linear": fit_linear(z, targets, weight),
             },
-            num_outside=count_invalid_theta(prior, sims),
+            num_outside=count_invalid_theta(prior, sims) + jnp.sum(impossible),
         )
         inputs = see(stats, example.theta)
         embedding_net = embedding.init(embedding_key, *inputs)
@@ -130,9 +149,10 @@ def make_nle(
                 "embedding must map one theta to a vector [H], got "
                 f"{describe(context)} for theta {describe(example.theta)}."
             )
+        y = jnp.concatenate([discrete[0], targets[0]])
         net = {
             "embedding": embedding_net,
-            "density": density.init(density_key, targets[0], context),
+            "density": density_of(example.x).init(density_key, y, context),
         }
         return Params(net, stats)
 
@@ -147,35 +167,48 @@ def make_nle(
         return context.astype(z.dtype), z
 
     def likelihood_of(params: Params, x: PyTree) -> Callable[[PyTree], Array]:
-        scale = params.stats.x["scale"]
-        target = flatten(standardizer.forward(scale, x))
-        log_det = standardizer.log_det(scale, x) + params.stats.x["linear"].log_det
+        scale, linear = params.stats.x["scale"], params.stats.x["linear"]
+        discrete, target = to_vectors(scale, x)
+        log_det = standardizer.log_det(scale, kinds.split(x)[1]) + linear.log_det
 
         def log_likelihood(theta: PyTree) -> Array:
             context, z = embed(params, theta)
-            y = to_residual(params.stats.x["linear"], target, z)
-            return density.log_prob(params.net["density"], y, context) + log_det
+            y = jnp.concatenate([discrete, to_residual(linear, target, z)])
+            log_q = density_of(x).log_prob(params.net["density"], y, context)
+            return log_q + log_det
 
         return log_likelihood
 
     def emulate_fn(params: Params, key: Array, theta: PyTree) -> PyTree:
         example = params.stats.example
         theta = check_like(theta, example.theta, "theta")
-        scale = params.stats.x["scale"]
+        scale, linear = params.stats.x["scale"], params.stats.x["linear"]
         context, z = embed(params, theta)
-        like, unflatten = ravel_pytree(standardizer.forward(scale, example.x))
-        y = density.sample(params.net["density"], key, context, shape=(1, like.size))[0]
-        value = unflatten(from_residual(params.stats.x["linear"], y, z))
-        return standardizer.inverse(scale, value)
+        discrete, continuous = kinds.split(example.x)
+        num_discrete = sum(leaf.size for leaf in discrete)
+        num_dims = num_discrete + sum(leaf.size for leaf in continuous)
+        y = density_of(example.x).sample(
+            params.net["density"], key, context, shape=(1, num_dims)
+        )[0]
+        values = from_residual(linear, y[num_discrete:], z)
+        values = unflatten(values, continuous)
+        return kinds.merge(
+            unflatten(y[:num_discrete], discrete),
+            standardizer.inverse(scale, values),
+            example.x,
+        )
+
+    def log_density(params: Params, theta: PyTree, x: PyTree) -> Array:
+        """log q(x | theta), or 0 for x that `num_categories` rules out."""
+        value = likelihood_of(params, x)(theta)
+        return jnp.where(kinds.is_possible(x), value, 0.0)
 
     log_likelihood_fn, log_prob_fn, sample_fn = unnormalised_posterior(
         prior, sampler, likelihood_of
     )
     return LikelihoodEstimator(
         init=init_fn,
-        loss=negative_log_density(
-            lambda params, theta, x: likelihood_of(params, x)(theta)
-        ),
+        loss=negative_log_density(log_density),
         log_prob=log_prob_fn,
         sample=sample_fn,
         log_likelihood=log_likelihood_fn,

@@ -252,9 +252,10 @@ def _report_outside(state: TrainState) -> None:
         return
     num_outside, num_valid = int(state.stats.num_outside), int(state.num_valid)
     message = (
-        f"theta lies outside the prior's support in {num_outside:,} of {num_valid:,} "
-        "simulations; check that they were drawn from this prior, and the order and "
-        "the units of the parameters."
+        f"theta lies outside the prior's support (or a discrete x outside its "
+        f"num_categories) in {num_outside:,} of {num_valid:,} simulations; check that "
+        "they were drawn from this prior, and the order and the units of the "
+        "parameters."
     )
     if num_outside == num_valid:
         raise ValueError(message)
