@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sbijax.estimators import ensemble, iid, make_nle, make_npe, make_nre
     from sbijax.inference import Posterior, infer
     from sbijax.io import load, save
+    from sbijax.learned import LearnedLikelihood, learned_factor
     from sbijax.priors import make_prior
     from sbijax.simulators.simulate import simulate
     from sbijax.training import TrainConfig, TrainInfo, fit, train
@@ -47,6 +48,7 @@ __all__ = [
     "ChainInfo",
     "Density",
     "Estimator",
+    "LearnedLikelihood",
     "LikelihoodEstimator",
     "Network",
     "Params",
@@ -68,6 +70,7 @@ __all__ = [
     "fit",
     "iid",
     "infer",
+    "learned_factor",
     "load",
     "losses",
     "make_nle",
@@ -103,6 +106,7 @@ _HOMES = {
     "estimators": "ensemble iid make_nle make_npe make_nre",
     "inference": "Posterior infer",
     "io": "load save",
+    "learned": "LearnedLikelihood learned_factor",
     "priors": "make_prior",
     "simulators.simulate": "simulate",
     "training": "TrainConfig TrainInfo fit train",

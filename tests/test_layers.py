@@ -23,6 +23,7 @@ LAYERS = {
     "training": set(),
     "estimators": {"losses", "densities", "networks", "samplers", "priors"},
     "inference": set(),
+    "learned": set(),
     "sequential": {"training", "inference", "simulators"},
     "simulators": {"priors"},
     "diagnostics": set(),
@@ -40,7 +41,8 @@ HOMES = {
     "jax": set(LAYERS),
     "matplotlib": {"plots"},
     "numpy": set(LAYERS),
-    "numpyro": {"priors", "simulators"},  # simulators: the priors of the tasks
+    # simulators: the priors of the tasks; learned: sites of models
+    "numpyro": {"priors", "simulators", "learned"},
     "optax": {"training"},
     "orbax": {"training"},
     "scipy": {"diagnostics", "plots"},
