@@ -39,7 +39,9 @@ format: $(INSTALLED) ## put the source into the form that lint asks for
 bench: $(INSTALLED) ## speed and accuracy; PEER_PYTHON=... adds sbi side by side
 	@$(RUN) -m benchmarks.reference
 	@$(RUN) -m benchmarks.speed --seeds $(SEEDS)
-	@$(RUN) -m benchmarks.npe_accuracy --seeds $(SEEDS)
+	@$(RUN) -m benchmarks.accuracy npe --seeds $(SEEDS)
+	@$(RUN) -m benchmarks.accuracy nle --seeds $(SEEDS)
+	@$(RUN) -m benchmarks.accuracy nre --seeds $(SEEDS)
 ifneq ($(PEER_PYTHON),)
 	@$(RUN) -m benchmarks.side_by_side --peer-python $(PEER_PYTHON) --seeds $(SEEDS)
 else

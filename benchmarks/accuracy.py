@@ -1,12 +1,13 @@
-"""C2ST of the default NPE against sbibm's reference posteriors.
+"""C2ST of a default method against sbibm's reference posteriors.
 
-    python -m benchmarks.npe_accuracy --tasks two_moons slcp --seeds 0 1 2
+    python -m benchmarks.accuracy nle --tasks two_moons slcp --seeds 0 1 2
 
-For each task and seed: simulate, train `sj.make_npe(prior)` with its defaults in
-a fresh process (so that the seconds include compilation), draw 10,000 times for
-each of the 10 observations, and score the draws with sbibm's classifier.  0.5 is
-a perfect score.  Each (task, observation, seed) is a line of the results file;
-lines that are there are not run again.
+For each task and seed: simulate, train `sj.make_nle(prior)` (or `make_npe`,
+`make_nre`) with its defaults in a fresh process (so that the seconds include
+compilation), draw 10,000 times for each of the 10 observations, and score the
+draws with sbibm's classifier.  0.5 is a perfect score.  Each (task, observation,
+seed) is a line of `results/nle_accuracy.jsonl`; lines that are there are not run
+again.
 """
 
 import argparse
@@ -35,26 +36,44 @@ from benchmarks.reference import NUM_OBSERVATIONS, TASKS, load_reference
 
 __all__ = ["main", "print_table", "train_and_draw"]
 
-GOALS = {  # at least, better
-    "two_moons": (0.55, 0.52),
-    "slcp": (0.85, 0.78),
-    "gaussian_linear": (0.55, 0.53),
-    "gaussian_mixture": (0.60, 0.54),
+METHODS = {"npe": sj.make_npe, "nle": sj.make_nle, "nre": sj.make_nre}
+
+GOALS: dict[str, dict[str, tuple[float | None, float | None]]] = {
+    "npe": {  # at least, better
+        "two_moons": (0.55, 0.52),
+        "slcp": (0.85, 0.78),
+        "gaussian_linear": (0.55, 0.53),
+        "gaussian_mixture": (0.60, 0.54),
+    },
+    "nle": {
+        "two_moons": (0.57, 0.53),
+        "slcp": (0.74, 0.68),
+        "gaussian_linear": (0.56, None),
+        "gaussian_mixture": (0.65, 0.56),
+    },
+    "nre": {
+        "two_moons": (0.60, 0.54),
+        "slcp": (0.90, 0.80),
+        "gaussian_linear": (0.56, None),
+        "gaussian_mixture": (None, None),
+    },
 }
 
 
 def train_and_draw(
-    task_name: str, seed: int, num_simulations: int
-) -> tuple[np.ndarray, dict[str, Any]]:
+    method: str, task_name: str, seed: int, num_simulations: int
+) -> tuple[np.ndarray, list[dict[str, float]], dict[str, Any]]:
     """Simulate, train with the defaults and draw for all observations of a task.
 
     Args:
+        method: one of `METHODS`.
         task_name: one of `TASKS`.
         seed: seed of everything.
         num_simulations: training budget, validation rows included.
 
     Returns:
-        Draws `[10, 10000, D]`, and what the training took.
+        Draws `[10, 10000, D]`, R-hat and ESS of each observation where there are
+        chains, and what the training took.
     """
     task = getattr(sj.simulators, task_name)()
     key_sims, key_train, key_draws = jax.random.split(jax.random.key(seed), 3)
@@ -62,17 +81,20 @@ def train_and_draw(
         key_sims, task.prior, task.simulator, num_simulations, progress=False
     )
     jax.block_until_ready(sims)
-    npe = sj.make_npe(task.prior)
+    estimator = METHODS[method](task.prior)
     start, start_cpu = time.perf_counter(), time.process_time()
-    params, info = jax.block_until_ready(sj.train(key_train, npe, sims, progress=False))
+    params, info = jax.block_until_ready(
+        sj.train(key_train, estimator, sims, progress=False)
+    )
     trained, trained_cpu = time.perf_counter(), time.process_time()
     xs = np.stack(
         [load_reference(task_name, k + 1).x_observed for k in range(NUM_OBSERVATIONS)]
     )
     keys = jax.random.split(key_draws, len(xs))
-    theta = jax.vmap(lambda k, x: sj.infer(npe, params, x).sample(k, 10_000))(keys, xs)
-    rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), theta)
-    samples = to_matrix(rows).reshape(len(xs), 10_000, -1)
+    sample = jax.jit(lambda k, x: estimator.sample(params, k, x, num_samples=10_000))
+    drawn = [sample(k, x) for k, x in zip(keys, xs, strict=True)]
+    samples = np.stack([to_matrix(theta) for theta, _ in drawn])
+    chains = [_describe_chains(info) for _, info in drawn]
     summary = {
         "num_simulations": num_simulations,
         "train_seconds": round(trained - start, 2),
@@ -82,7 +104,16 @@ def train_and_draw(
         "best_val_loss": round(float(info.best_loss), 4),
         **environment(),
     }
-    return samples, summary
+    return samples, chains, summary
+
+
+def _describe_chains(info: Any) -> dict[str, float]:
+    if not isinstance(info, sj.ChainInfo):
+        return {}
+    return {
+        "max_rhat": round(float(info.rhat.max()), 3),
+        "min_ess": round(float(info.ess.min())),
+    }
 
 
 def score(task_name: str, num_observation: int, samples: np.ndarray) -> float:
@@ -93,6 +124,7 @@ def score(task_name: str, num_observation: int, samples: np.ndarray) -> float:
 
 
 def run_one(
+    method: str,
     task_name: str,
     seed: int,
     observations: Iterable[int],
@@ -100,19 +132,22 @@ def run_one(
     num_workers: int,
 ) -> Iterator[dict[str, Any]]:
     """Yield one row per observation, in the order in which they are scored."""
-    samples, summary = run_fresh(train_and_draw, task_name, seed, num_simulations)
+    samples, chains, summary = run_fresh(
+        train_and_draw, method, task_name, seed, num_simulations
+    )
     with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
         jobs = {
             pool.submit(score, task_name, k, samples[k - 1]): k for k in observations
         }
         for job in as_completed(jobs):
             row = {"task": task_name, "observation": jobs[job], "seed": seed}
-            yield {**row, "c2st": round(job.result(), 4), **summary}
+            c2st = round(job.result(), 4)
+            yield {**row, "c2st": c2st, **chains[jobs[job] - 1], **summary}
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
+def print_table(method: str, rows: list[dict[str, Any]]) -> None:
     """Print the mean per task and its spread over observations and over seeds."""
-    print("C2ST, 0.5 is perfect; sd of the observations' and of the seeds' means")
+    print(f"{method}: C2ST, 0.5 is perfect; sd of the observations' and seeds' means")
     print(
         f"{'task':17s} {'seeds':>5s} {'mean':>6s} {'sd obs':>7s} {'sd seeds':>9s} "
         f"{'worst':>6s} {'goal':>5s} {'better':>7s}  train seconds"
@@ -128,12 +163,13 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             ]
             for field in ("seed", "observation")
         )
-        goal, better = GOALS[task_name]
+        goal, better = GOALS[method][task_name]
         missing = len(by_seed) * NUM_OBSERVATIONS - len(mine)
         print(
             f"{task_name:17s} {len(by_seed):5d} {np.mean(by_seed):6.3f} "
             f"{_sd(by_observation):>7s} {_sd(by_seed):>9s} "
-            f"{max(row['c2st'] for row in mine):6.3f} {goal:5.2f} {better:7.2f}  "
+            f"{max(row['c2st'] for row in mine):6.3f} "
+            f"{goal or '-':>5} {better or '-':>7}  "
             + spread({row["train_seconds"] for row in mine})
             + (f"  ({missing} rows missing)" if missing else "")
         )
@@ -146,24 +182,31 @@ def _sd(values: list[float]) -> str:
 def main() -> None:
     """Run what is missing in the results file, then print the table."""
     args = _parse()
+    results = args.results or RESULTS / f"{args.method}_accuracy.jsonl"
     for task_name in args.tasks:
         for seed in args.seeds:
-            rows = read_rows(args.results)
+            rows = read_rows(results)
             done = {(row["task"], row["observation"], row["seed"]) for row in rows}
             missing = [k for k in args.observations if (task_name, k, seed) not in done]
             if not missing:
                 continue
             print(f"{task_name}, seed {seed}: training, then {len(missing)} C2ST")
             for row in run_one(
-                task_name, seed, missing, args.num_simulations, args.num_workers
+                args.method,
+                task_name,
+                seed,
+                missing,
+                args.num_simulations,
+                args.num_workers,
             ):
-                append_row(args.results, row)
+                append_row(results, row)
                 print(f"  observation {row['observation']:2d}: {row['c2st']:.3f}")
-    print_table(read_rows(args.results))
+    print_table(args.method, read_rows(results))
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("method", choices=METHODS)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument(
@@ -171,7 +214,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--num-simulations", type=int, default=10_000)
     parser.add_argument("--num-workers", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=RESULTS / "npe_accuracy.jsonl")
+    parser.add_argument("--results", type=Path)
     return parser.parse_args()
 
 
