@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from sbijax.base import Array, ChainInfo, Sampler, Target
 from sbijax.checks import check_count, check_fraction
-from sbijax.samplers.report import guard, report
+from sbijax.samplers.report import NO_DENSITY, guard, report
 
 __all__ = ["tempered_smc"]
 
@@ -33,7 +33,7 @@ def tempered_smc(
     min_particles: int = 250,
     num_steps: int = 20,
     target_ess: float = 0.5,
-    max_temperatures: int = 100,
+    max_temperatures: int = 50,
 ) -> Sampler:
     """Tempered SMC, the default sampler: it needs no gradient and finds all modes.
 
@@ -93,10 +93,10 @@ def tempered_smc(
                 key, target, num_particles, num_steps, target_ess, max_temperatures
             )
 
-        particles, temperature, acceptance, log_evidence = jax.vmap(run)(
+        particles, arrived, acceptance, log_evidence = jax.vmap(run)(
             jax.random.split(key, num_populations)
         )
-        failed = temperature < 1.0
+        failed = ~arrived
         evidence = jnp.where(failed, -jnp.inf, log_evidence)
         mean = jax.nn.logsumexp(evidence) - jnp.log(jnp.sum(~failed))
         particles, info = report(
@@ -117,14 +117,15 @@ def _run(
     target_ess: float,
     max_temperatures: int,
 ) -> tuple[Array, Array, Array, Array]:
-    """One population: particles, temperature, acceptance rate and log-evidence."""
+    """One population: particles, whether they arrived, acceptance, log-evidence."""
     import blackjax
-    from blackjax.smc import adaptive_tempered, resampling
+    from blackjax.smc import adaptive_tempered, ess, resampling, solver
 
     prior_key, loop_key = jax.random.split(key)
+    log_likelihood = guard(target.log_likelihood)
     kernel = adaptive_tempered.build_kernel(
         guard(target.log_prior),
-        guard(target.log_likelihood),
+        log_likelihood,
         _make_move(blackjax.rmh.build_kernel()),
         blackjax.rmh.init,
         resampling.systematic,
@@ -133,33 +134,39 @@ def _run(
     )
 
     def is_going(carry: tuple) -> Array:
-        i, _, _, arrived, _, _ = carry
-        return ~arrived & (i < max_temperatures)
+        i, _, _, is_done, _, _ = carry
+        return ~is_done & (i < max_temperatures)
 
     def step(carry: tuple) -> tuple:
         i, key, state, _, _, log_evidence = carry
         key, step_key = jax.random.split(key)
         # The kernel moves the particles at the temperature they come with, and
         # weighs them for the next one: at lambda = 1 one more step is due.
-        arrived = state.tempering_param >= 1.0
+        is_done = state.tempering_param >= 1.0
         parameters = {"pool": state.particles[None]}
         state, info = kernel(step_key, state, num_steps, parameters)
         acceptance = jnp.mean(info.update_info)
         log_evidence = log_evidence + info.log_likelihood_increment
-        return i + 1, key, state, arrived, acceptance, log_evidence
+        return i + 1, key, state, is_done, acceptance, log_evidence
 
+    # Particles from the prior need no move before they are weighed.
     particles = jax.vmap(target.sample_prior)(
         jax.random.split(prior_key, num_particles)
     )
-    state = adaptive_tempered.init(particles)
+    each = jax.vmap(log_likelihood)(particles)
+    first = ess.ess_solver(lambda _: each, particles, target_ess, 1.0, solver.dichotomy)
+    weights = jax.nn.softmax(first * each)
+    state = adaptive_tempered.init(particles)._replace(
+        weights=weights, tempering_param=first
+    )
+    log_evidence = jax.nn.logsumexp(first * each) - jnp.log(num_particles)
+    nowhere = jnp.all(each <= NO_DENSITY)
     zero = jnp.zeros((), particles.dtype)
-    state = state._replace(tempering_param=zero)
-    start = (0, loop_key, state, jnp.array(False), zero, zero)
-    _, _, state, arrived, acceptance, log_evidence = jax.lax.while_loop(
+    start = (0, loop_key, state, nowhere, zero, log_evidence)
+    _, _, state, is_done, acceptance, log_evidence = jax.lax.while_loop(
         is_going, step, start
     )
-    temperature = jnp.where(arrived, state.tempering_param, 0.0)
-    return state.particles, temperature, acceptance, log_evidence
+    return state.particles, is_done & ~nowhere, acceptance, log_evidence
 
 
 def _keep_last(
@@ -198,23 +205,18 @@ def _make_move(kernel: Callable) -> Callable:
 
     def move(key: Array, state: Any, log_density: Callable, pool: Array) -> tuple:
         num_particles, num_dims = pool.shape
-        pair_key, share_key, mask_key, scale_key, jump_key, noise_key, key = (
-            jax.random.split(key, 7)
-        )
-        first, second = pool[jax.random.randint(pair_key, (2,), 0, num_particles)]
-        share = jax.random.uniform(share_key)
-        moved = jax.random.bernoulli(mask_key, share, (num_dims,))
-        scale = 10.0 ** jax.random.uniform(scale_key, minval=_SHORTEST_STEP, maxval=0.0)
+        draw_key, key = jax.random.split(key)
+        # One call for all random numbers compiles and runs several times faster.
+        u = jax.random.uniform(draw_key, (5 + 2 * num_dims,), pool.dtype)
+        (i, j, share, size, jump), of_dims = u[:5], u[5:].reshape(2, num_dims)
+        pair = jnp.floor(jnp.stack([i, j]) * num_particles).astype(int)
+        first, second = pool[jnp.minimum(pair, num_particles - 1)]
+        moved = of_dims[0] < share
+        scale = 10.0 ** (_SHORTEST_STEP * size)
         scale = scale * 2.38 / jnp.sqrt(2.0 * jnp.maximum(jnp.sum(moved), 1))
-        jump = jax.random.bernoulli(jump_key, _SHARE_OF_JUMPS)
-        scale = jnp.where(jump, 1.0, scale)
-        noise = (
-            _JITTER * jnp.std(pool, axis=0) * jax.random.normal(noise_key, (num_dims,))
-        )
-
-        def propose(key: Array, z: Array) -> Array:
-            return z + jnp.where(moved, scale * (first - second), 0.0) + noise
-
-        return kernel(key, state, log_density, propose)
+        scale = jnp.where(jump < _SHARE_OF_JUMPS, 1.0, scale)
+        step = jnp.where(moved, scale * (first - second), 0.0)
+        step = step + _JITTER * jnp.std(pool, axis=0) * (of_dims[1] - 0.5)
+        return kernel(key, state, log_density, lambda _, z: z + step)
 
     return move

@@ -16,7 +16,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import sbijax as sj
-from sbijax import densities, networks
+from sbijax import densities, losses, networks, samplers
 
 NUM_ROWS = 24
 
@@ -134,6 +134,82 @@ def npe_ensemble():
     return case._replace(estimator=sj.ensemble(case.estimator, num_members=2))
 
 
+def few_particles():
+    return samplers.tempered_smc(num_populations=2, min_particles=50, num_steps=5)
+
+
+def nle_default():
+    """Everything as a user gets it, on a bounded vector."""
+    case = npe_default()
+    return case._replace(estimator=sj.make_nle(case.prior), normalised=False)
+
+
+def nle_mixed():
+    """A choice and a time, given a dict of parameters."""
+    case = npe_maf()
+    sims = draw(
+        case.prior,
+        lambda theta, noise: {
+            "choice": (theta["pair"][0] + noise[0] > 0.0).astype(jnp.float32),
+            "time": theta["rate"] * jnp.exp(0.3 * noise[1:3]),
+        },
+    )
+    nle = sj.make_nle(
+        case.prior,
+        num_categories={"choice": 2, "time": 0},
+        density=densities.nsf(num_layers=2, num_bins=4, hidden_size=8),
+        embedding=small_mlp(4),
+        sampler=few_particles(),
+    )
+    return Case(case.prior, nle, sims, first(sims), case.outside, normalised=False)
+
+
+def nle_counts():
+    """Counts alone, given a scalar."""
+    case = npe_coupling()
+    sims = draw(case.prior, lambda theta, noise: jnp.floor(jnp.abs(3.0 * noise[:2])))
+    nle = sj.make_nle(
+        case.prior,
+        num_categories=20,
+        embedding=small_mlp(4),
+        standardizer=networks.zscore(),
+        sampler=few_particles(),
+    )
+    return Case(case.prior, nle, sims, first(sims), case.outside, normalised=False)
+
+
+def nre_default():
+    """Everything as a user gets it, on a simplex."""
+    case = npe_mixture()
+    return case._replace(estimator=sj.make_nre(case.prior), normalised=False)
+
+
+def nre_embedded(loss):
+    """Networks for theta and for x, a dict of series and numbers as data."""
+    case = npe_autoregressive()
+    nre = sj.make_nre(
+        case.prior,
+        loss=loss,
+        classifier=small_mlp(1),
+        embedding_theta=small_mlp(3),
+        embedding_x=small_mlp(4),
+        sampler=few_particles(),
+    )
+    return case._replace(estimator=nre, normalised=False)
+
+
+def nre_a():
+    return nre_embedded(losses.nre_a())
+
+
+def nre_c():
+    return nre_embedded(losses.nre_c(num_atoms=4))
+
+
+def nre_balanced():
+    return nre_embedded(losses.balanced(num_negatives=2))
+
+
 METHODS: dict[str, Callable[[], Case]] = {
     "npe_default": npe_default,
     "npe_coupling": npe_coupling,
@@ -141,6 +217,13 @@ METHODS: dict[str, Callable[[], Case]] = {
     "npe_mixture": npe_mixture,
     "npe_autoregressive": npe_autoregressive,
     "npe_ensemble": npe_ensemble,
+    "nle_default": nle_default,
+    "nle_mixed": nle_mixed,
+    "nle_counts": nle_counts,
+    "nre_default": nre_default,
+    "nre_a": nre_a,
+    "nre_c": nre_c,
+    "nre_balanced": nre_balanced,
 }
 
 
