@@ -24,7 +24,7 @@ from sbijax.estimators._data import num_entries, num_outside
 
 __all__ = ["LogLikelihoodOf", "make_target", "unnormalised_posterior"]
 
-LogLikelihoodOf = Callable[[Params, PyTree], Callable[[PyTree], Array]]
+LogLikelihoodOf = Callable[[Params, PyTree], Callable[[PyTree, Array], Array]]
 
 
 def check_one(x: PyTree, example: PyTree) -> PyTree:
@@ -50,8 +50,9 @@ def unnormalised_posterior(
     Args:
         prior: the prior.
         sampler: draws from the posterior in unconstrained space.
-        likelihood_of: `(params, x) -> (theta -> scalar)`, for one x and a theta
-            inside the support; work that needs x alone is done once.
+        likelihood_of: `(params, x) -> ((theta, z) -> scalar)`, for one x and a
+            theta inside the support with its vector form z `[D]`; work that needs
+            x alone is done once.
         check: converts an observation, given one x of the simulations.
         count: counts entries outside the simulations, given their range.
 
@@ -69,7 +70,7 @@ def unnormalised_posterior(
         safe = jax.tree.map(
             lambda leaf, default: jnp.where(inside, leaf, default), theta, example.theta
         )
-        value = likelihood_of(params, x)(safe)
+        value = likelihood_of(params, x)(safe, prior.to_vector(safe))
         return log_prior, jnp.where(inside, value, -jnp.inf)
 
     def log_likelihood_fn(params: Params, theta: PyTree, x: PyTree) -> Array:
@@ -95,7 +96,9 @@ def unnormalised_posterior(
     return log_likelihood_fn, log_prob_fn, sample_fn
 
 
-def make_target(prior: Prior, log_likelihood: Callable[[PyTree], Array]) -> Target:
+def make_target(
+    prior: Prior, log_likelihood: Callable[[PyTree, Array], Array]
+) -> Target:
     """Prior and likelihood as functions of the vector form of theta."""
 
     def log_prior_fn(z: Array) -> Array:
@@ -104,5 +107,5 @@ def make_target(prior: Prior, log_likelihood: Callable[[PyTree], Array]) -> Targ
     return Target(
         sample_prior=lambda key: prior.to_vector(prior.sample(key)),
         log_prior=log_prior_fn,
-        log_likelihood=lambda z: log_likelihood(prior.from_vector(z)),
+        log_likelihood=lambda z: log_likelihood(prior.from_vector(z), z),
     )

@@ -141,7 +141,7 @@ def make_nle(
             },
             num_outside=count_invalid_theta(prior, sims) + jnp.sum(impossible),
         )
-        inputs = see(stats, example.theta)
+        inputs = see(stats, example.theta, z[0])
         embedding_net = embedding.init(embedding_key, *inputs)
         context = embedding.apply(embedding_net, *inputs)
         if jnp.ndim(context) != 1:
@@ -156,23 +156,22 @@ def make_nle(
         }
         return Params(net, stats)
 
-    def see(stats: Stats, theta: PyTree) -> tuple[Array, PyTree]:
+    def see(stats: Stats, theta: PyTree, z: Array) -> tuple[Array, PyTree]:
         """What the embedding gets: the vector form and the standardised theta."""
-        return prior.to_vector(theta), theta_scale.forward(stats.theta, theta)
+        return z, theta_scale.forward(stats.theta, theta)
 
-    def embed(params: Params, theta: PyTree) -> tuple[Array, Array]:
-        """Context of the density, and features of the regression."""
-        z, scaled = see(params.stats, theta)
-        context = embedding.apply(params.net["embedding"], z, scaled)
-        return context.astype(z.dtype), z
+    def embed(params: Params, theta: PyTree, z: Array) -> Array:
+        """Context of the density."""
+        inputs = see(params.stats, theta, z)
+        return embedding.apply(params.net["embedding"], *inputs).astype(z.dtype)
 
-    def likelihood_of(params: Params, x: PyTree) -> Callable[[PyTree], Array]:
+    def likelihood_of(params: Params, x: PyTree) -> Callable[[PyTree, Array], Array]:
         scale, linear = params.stats.x["scale"], params.stats.x["linear"]
         discrete, target = to_vectors(scale, x)
         log_det = standardizer.log_det(scale, kinds.split(x)[1]) + linear.log_det
 
-        def log_likelihood(theta: PyTree) -> Array:
-            context, z = embed(params, theta)
+        def log_likelihood(theta: PyTree, z: Array) -> Array:
+            context = embed(params, theta, z)
             y = jnp.concatenate([discrete, to_residual(linear, target, z)])
             log_q = density_of(x).log_prob(params.net["density"], y, context)
             return log_q + log_det
@@ -183,7 +182,8 @@ def make_nle(
         example = params.stats.example
         theta = check_like(theta, example.theta, "theta")
         scale, linear = params.stats.x["scale"], params.stats.x["linear"]
-        context, z = embed(params, theta)
+        z = prior.to_vector(theta)
+        context = embed(params, theta, z)
         discrete, continuous = kinds.split(example.x)
         num_discrete = sum(leaf.size for leaf in discrete)
         num_dims = num_discrete + sum(leaf.size for leaf in continuous)
@@ -200,7 +200,7 @@ def make_nle(
 
     def log_density(params: Params, theta: PyTree, x: PyTree) -> Array:
         """log q(x | theta), or 0 for x that `num_categories` rules out."""
-        value = likelihood_of(params, x)(theta)
+        value = likelihood_of(params, x)(theta, prior.to_vector(theta))
         return jnp.where(kinds.is_possible(x), value, 0.0)
 
     log_likelihood_fn, log_prob_fn, sample_fn = unnormalised_posterior(

@@ -131,7 +131,7 @@ def make_nre(
             x={"scale": scale, "range": observed_range(x)},
             num_outside=count_invalid_theta(prior, sims),
         )
-        inputs = see_theta(stats, example.theta)
+        inputs = see_theta(stats, example.theta, z[0])
         value = standardizer.forward(scale, example.x)
         net = {
             "theta": embedding_theta.init(theta_key, *inputs),
@@ -148,16 +148,17 @@ def make_nre(
             )
         return Params(net, stats)
 
-    def see_theta(stats: Stats, theta: PyTree) -> tuple[Array, PyTree]:
+    def see_theta(stats: Stats, theta: PyTree, z: Array) -> tuple[Array, PyTree]:
         """What the embedding gets: the vector form and the standardised theta."""
         scaled = theta_scale.forward(stats.theta["scale"], theta)
-        return prior.to_vector(theta), scaled
+        return z, scaled
 
-    def embed_theta(params: Params, theta: PyTree) -> tuple[PyTree, Array, Array]:
+    def embed_theta(
+        params: Params, theta: PyTree, z: Array
+    ) -> tuple[PyTree, Array, Array]:
         """Embedding, vector form, and log-density of the prior there."""
-        inputs = see_theta(params.stats, theta)
+        inputs = see_theta(params.stats, theta, z)
         of_theta = embedding_theta.apply(params.net["theta"], *inputs)
-        z = inputs[0]
         return of_theta, z, prior.log_prob(theta) + prior.log_det(z)
 
     def embed_x(params: Params, x: PyTree) -> tuple[PyTree, Array]:
@@ -173,7 +174,8 @@ def make_nre(
         return start + classifier.apply(params.net["classifier"], u, v)[0]
 
     def log_ratios(params: Params, theta: PyTree, x: PyTree, partners: Array) -> Array:
-        of_theta = jax.vmap(lambda t: embed_theta(params, t))(theta)
+        z = jax.vmap(prior.to_vector)(theta)
+        of_theta = jax.vmap(lambda t, z: embed_theta(params, t, z))(theta, z)
         of_x = jax.vmap(lambda v: embed_x(params, v))(x)
 
         def row(of_one_x: tuple, indices: Array) -> Array:
@@ -182,9 +184,9 @@ def make_nre(
 
         return jax.vmap(row)(of_x, partners)
 
-    def ratio_of(params: Params, x: PyTree) -> Callable[[PyTree], Array]:
+    def ratio_of(params: Params, x: PyTree) -> Callable[[PyTree, Array], Array]:
         of_x = embed_x(params, x)
-        return lambda theta: logit(params, embed_theta(params, theta), of_x)
+        return lambda theta, z: logit(params, embed_theta(params, theta, z), of_x)
 
     log_ratio_fn, log_prob_fn, sample_fn = unnormalised_posterior(
         prior, sampler, ratio_of

@@ -79,8 +79,8 @@ def iid(
     sampler = tempered_smc() if sampler is None else sampler
     score = _score_of_one(estimator, prior)
 
-    def likelihood_of(params: Params, x: Trials) -> Callable[[PyTree], Array]:
-        def log_likelihood(theta: PyTree) -> Array:
+    def likelihood_of(params: Params, x: Trials) -> Callable[[PyTree, Array], Array]:
+        def log_likelihood(theta: PyTree, z: Array) -> Array:
             each = jax.vmap(lambda one: score(params, theta, one))(x.x)
             return jnp.sum(jnp.where(x.mask, each, 0.0))
 
