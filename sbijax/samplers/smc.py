@@ -22,6 +22,7 @@ from sbijax.samplers.report import NO_DENSITY, guard, report
 
 __all__ = ["tempered_smc"]
 
+_CANDIDATES = 10  # draws from the prior per particle
 _SHARE_OF_JUMPS = 0.2  # moves by the full difference of two particles
 _SHORTEST_STEP = -1.5  # log10 of the smallest scale, the largest being 1
 _JITTER = 1e-4
@@ -121,7 +122,7 @@ def _run(
     import blackjax
     from blackjax.smc import adaptive_tempered, ess, resampling, solver
 
-    prior_key, loop_key = jax.random.split(key)
+    prior_key, first_key, loop_key = jax.random.split(key, 3)
     log_likelihood = guard(target.log_likelihood)
     kernel = adaptive_tempered.build_kernel(
         guard(target.log_prior),
@@ -149,17 +150,21 @@ def _run(
         log_evidence = log_evidence + info.log_likelihood_increment
         return i + 1, key, state, is_done, acceptance, log_evidence
 
-    # Particles from the prior need no move before they are weighed.
-    particles = jax.vmap(target.sample_prior)(
-        jax.random.split(prior_key, num_particles)
+    # The prior gives as many particles as one likes, and they need no move: many
+    # of them carry the population a good part of the way.
+    candidates = jax.vmap(target.sample_prior)(
+        jax.random.split(prior_key, _CANDIDATES * num_particles)
     )
-    each = jax.vmap(log_likelihood)(particles)
-    first = ess.ess_solver(lambda _: each, particles, target_ess, 1.0, solver.dichotomy)
+    blocks = candidates.reshape(_CANDIDATES, num_particles, -1)
+    each = jax.lax.map(jax.vmap(log_likelihood), blocks).ravel()
+    first = ess.ess_solver(
+        lambda _: each, candidates, target_ess / _CANDIDATES, 1.0, solver.dichotomy
+    )
     weights = jax.nn.softmax(first * each)
-    state = adaptive_tempered.init(particles)._replace(
-        weights=weights, tempering_param=first
-    )
-    log_evidence = jax.nn.logsumexp(first * each) - jnp.log(num_particles)
+    chosen = resampling.systematic(first_key, weights, num_particles)
+    particles = candidates[chosen]
+    state = adaptive_tempered.init(particles)._replace(tempering_param=first)
+    log_evidence = jax.nn.logsumexp(first * each) - jnp.log(each.size)
     nowhere = jnp.all(each <= NO_DENSITY)
     zero = jnp.zeros((), particles.dtype)
     start = (0, loop_key, state, nowhere, zero, log_evidence)
