@@ -1,5 +1,32 @@
-"""Samplers of unnormalised posteriors on R^D."""
+"""Samplers of unnormalised posteriors on R^D.
 
+Each factory returns a `Sampler`: `(key, target, *, num_samples) -> (positions
+[C, n, D], ChainInfo)`, for a `Target` of prior and likelihood.
+"""
+
+from sbijax.samplers.importance import importance_resampling
+from sbijax.samplers.mcmc import hmc, mala, nuts, slice_sampling
+from sbijax.samplers.nested import nested_sampling
 from sbijax.samplers.smc import tempered_smc
+from sbijax.samplers.variational import (
+    forward_kl,
+    importance_weighted,
+    pathfinder,
+    reverse_kl,
+    variational,
+)
 
-__all__ = ["tempered_smc"]
+__all__ = [
+    "forward_kl",
+    "hmc",
+    "importance_resampling",
+    "importance_weighted",
+    "mala",
+    "nested_sampling",
+    "nuts",
+    "pathfinder",
+    "reverse_kl",
+    "slice_sampling",
+    "tempered_smc",
+    "variational",
+]
