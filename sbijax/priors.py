@@ -90,11 +90,15 @@ def make_prior(
                 return None
             return handle(site["name"], site["fn"])
 
-        numpyro.handlers.substitute(model, substitute_fn=substitute)()
+        run = numpyro.handlers.substitute(model, substitute_fn=substitute)
+        with numpyro.handlers.block():  # inside of another model, unseen by it
+            run()
 
     def sample_fn(key: Array) -> PyTree:
         check_key(key)
-        trace = numpyro.handlers.trace(numpyro.handlers.seed(model, key)).get_trace()
+        run = numpyro.handlers.trace(numpyro.handlers.seed(model, key))
+        with numpyro.handlers.block():
+            trace = run.get_trace()
         return pack({name: trace[name]["value"] for name in shapes})
 
     def log_prob_fn(theta: PyTree) -> Array:

@@ -605,3 +605,21 @@ def test_sample_consumes_its_key():
         prior.sample(key)
         with pytest.raises(jax.errors.KeyReuseError):
             prior.sample(key)
+
+
+def test_a_prior_inside_of_another_model_is_not_seen_by_it():
+    prior = sj.make_prior({"level": dist.Normal(0.0, 1.0)})
+
+    def model():
+        with numpyro.plate("subjects", 3):
+            level = numpyro.sample("level", dist.Normal(2.0, 1.0))
+            theta = prior.sample(jax.random.key(1))
+            assert theta["level"].shape == ()
+            z = jax.vmap(prior.to_vector)({"level": level})
+            jax.vmap(prior.log_prob)({"level": level})
+            numpyro.deterministic("z", z[:, 0])
+
+    seeded = numpyro.handlers.seed(model, jax.random.key(0))
+    trace = numpyro.handlers.trace(seeded).get_trace()
+    assert set(trace) == {"subjects", "level", "z"}
+    np.testing.assert_array_equal(trace["z"]["value"], trace["level"]["value"])
