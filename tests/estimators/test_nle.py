@@ -1,0 +1,151 @@
+"""What NLE adds to the contract: its likelihood, emulator and discrete data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import sbijax as sj
+from sbijax.samplers import importance_resampling, nuts
+
+PRIOR = sj.make_prior(dist.Normal(0.0, 1.0))
+
+
+def make_sims(num=200):
+    theta, noise, coin = jax.random.normal(jax.random.key(0), (3, num))
+    x = {"choice": (theta + coin > 0.0).astype(jnp.float32), "time": theta + noise}
+    return sj.make_simulations(theta, x)
+
+
+def make(num_categories, **options):
+    nle = sj.make_nle(
+        PRIOR,
+        num_categories=num_categories,
+        density=sj.densities.maf(num_layers=1, hidden_size=8),
+        embedding=sj.networks.mlp(4, hidden_sizes=(8,)),
+        **options,
+    )
+    return nle, nle.init(jax.random.key(1), make_sims())
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    nle, params = make({"choice": 2, "time": 0})
+    leaves, structure = jax.tree.flatten(params.net)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    moved = [
+        leaf + 0.1 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return nle, params._replace(net=jax.tree.unflatten(structure, moved))
+
+
+def test_likelihood_is_normalised_over_x(mixed):
+    nle, params = mixed
+    time = jnp.linspace(-60.0, 60.0, 12_001)
+    score = jax.jit(
+        jax.vmap(
+            lambda c, t: nle.log_likelihood(params, 0.4, {"choice": c, "time": t}),
+            (None, 0),
+        )
+    )
+    step = float(time[1] - time[0])
+    total = sum(float(jnp.sum(jnp.exp(score(c, time)))) * step for c in (0.0, 1.0))
+    assert abs(total - 1.0) < 1e-2
+
+
+def test_emulated_data_follow_the_likelihood(mixed):
+    # E[q'(x) / q(x)] is 1 under q for any density q'.
+    nle, params = mixed
+    keys = jax.random.split(jax.random.key(3), 4_000)
+    x = jax.jit(jax.vmap(lambda k: nle.emulate(params, k, 0.4)))(keys)
+    assert set(np.unique(x["choice"])) == {0.0, 1.0}
+    score = jax.jit(jax.vmap(nle.log_likelihood, (None, None, 0)))
+    log_ratio = score(params, 0.6, x) - score(params, 0.4, x)
+    ratio = np.exp(np.asarray(log_ratio, float))
+    assert ratio.std() > 0.01
+    assert abs(ratio.mean() - 1.0) < 5 * ratio.std() / len(ratio) ** 0.5
+
+
+def test_emulator_is_one_program_for_many_thetas(mixed):
+    nle, params = mixed
+    emulate = jax.jit(jax.vmap(lambda k, t: nle.emulate(params, k, t)))
+    keys = jax.random.split(jax.random.key(4), 7)
+    x = emulate(keys, jnp.linspace(-1.0, 1.0, 7))
+    assert jax.tree.map(jnp.shape, x) == {"choice": (7,), "time": (7,)}
+
+
+def test_log_prob_is_likelihood_plus_prior(mixed):
+    nle, params = mixed
+    x = {"choice": 1.0, "time": 0.3}
+    expected = nle.log_likelihood(params, 0.4, x) + PRIOR.log_prob(0.4)
+    np.testing.assert_allclose(nle.log_prob(params, 0.4, x), expected, rtol=1e-6)
+
+
+def test_impossible_values_have_no_likelihood(mixed):
+    nle, params = mixed
+    for choice in (2.0, -1.0, 0.5):
+        x = {"choice": choice, "time": 0.3}
+        assert nle.log_likelihood(params, 0.4, x) == -jnp.inf
+
+
+@pytest.mark.filterwarnings("ignore:training used all")
+def test_simulations_with_impossible_values_are_counted_and_do_no_harm():
+    sims = make_sims()
+    nle, _ = make({"choice": 2, "time": 0})
+    x = sims.x | {"choice": sims.x["choice"].at[:20].set(7.0)}
+    params = nle.init(jax.random.key(1), sims._replace(x=x))
+    assert int(params.stats.num_outside) == 20
+    loss, grads = jax.value_and_grad(
+        lambda net: nle.loss(params._replace(net=net), None, sims._replace(x=x))
+    )(params.net)
+    assert np.isfinite(loss)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+    with pytest.warns(sj.SbijaxWarning, match="outside its num_categories"):
+        sj.train(
+            jax.random.key(2),
+            nle,
+            sims._replace(x=x),
+            max_epochs=1,
+            progress=False,
+        )
+
+
+@pytest.mark.parametrize("bad", [2, {"choice": 2}, {"choice": 2, "time": 0, "c": 0}])
+def test_num_categories_has_the_structure_of_x(bad):
+    with pytest.raises(ValueError, match="one number for each leaf of x"):
+        make(bad)
+
+
+def test_bad_configuration_is_refused():
+    for options in ({"density": 1}, {"embedding": 1}, {"standardizer": 1}):
+        with pytest.raises(TypeError, match=next(iter(options))):
+            sj.make_nle(PRIOR, **options)
+    with pytest.raises(ValueError, match="num_categories"):
+        sj.make_nle(PRIOR, num_categories=-1)
+    matrix = sj.Network(lambda key, *inputs: {}, lambda net, *inputs: jnp.zeros((2, 2)))
+    nle = sj.make_nle(PRIOR, embedding=matrix)
+    with pytest.raises(ValueError, match="embedding must map one theta to a vector"):
+        nle.init(jax.random.key(1), sj.make_simulations(jnp.ones(9), jnp.ones(9)))
+
+
+def test_any_sampler_serves():
+    exact = sj.make_nle(PRIOR)  # untrained, on data that are jointly Gaussian
+    theta, noise = jax.random.normal(jax.random.key(0), (2, 4_000))
+    params = exact.init(jax.random.key(1), sj.make_simulations(theta, theta + noise))
+    for sampler in (importance_resampling(), nuts(num_warmup=200)):
+        nle = sj.make_nle(PRIOR, sampler=sampler)
+        with jax.debug_key_reuse(False):
+            theta, info = nle.sample(params, jax.random.key(2), 1.0, num_samples=2_000)
+        error = (0.5 / float(info.ess[0])) ** 0.5
+        # 1 / sqrt(4,000) for the fitted slope.
+        assert abs(float(jnp.mean(theta)) - 0.5) < 5 * error + 0.05
+
+
+def test_zero_draws_are_refused(mixed):
+    nle, params = mixed
+    with pytest.raises(ValueError, match="num_samples"):
+        nle.sample(
+            params, jax.random.key(0), {"choice": 1.0, "time": 0.3}, num_samples=0
+        )
