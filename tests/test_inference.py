@@ -10,7 +10,7 @@ import pytest
 
 import sbijax as sj
 from sbijax import densities, networks
-from sbijax.base import SampleInfo
+from sbijax.base import ChainInfo, SampleInfo
 
 NUM_ROWS = 100
 
@@ -334,3 +334,55 @@ def test_parameters_of_another_type_are_refused(trained, change):
     params, sims = trained
     with pytest.raises(TypeError, match="^params must be of type Params"):
         sj.infer(NPE, change(params), observe(sims))
+
+
+# Chains -----------------------------------------------------------
+
+
+def chain_info(**faults):
+    zero = jnp.zeros((), int)
+    healthy = ChainInfo(
+        num_invalid=zero,
+        num_outside=zero,
+        num_entries=zero,
+        rhat=jnp.array([1.0, 1.01]),
+        ess=jnp.array([500.0, 600.0]),
+        acceptance=jnp.full(4, 0.8),
+        num_divergent=zero,
+        num_failed=zero,
+        log_evidence=jnp.array(jnp.nan),
+        pareto_k=jnp.array(jnp.nan),
+    )
+    return healthy._replace(**{k: jnp.asarray(v) for k, v in faults.items()})
+
+
+def draw_with(info):
+    def sample(params, key, x, *, num_samples):
+        return jax.random.normal(key, (num_samples,)), info
+
+    estimator = sj.Estimator(init=None, loss=None, log_prob=None, sample=sample)
+    example = sj.Simulations(jnp.zeros(()), jnp.zeros(()), jnp.ones(()))
+    params = sj.Params({}, sj.Stats(example, {}, {}))
+    return sj.infer(estimator, params, 0.0).sample(jax.random.key(0), 3)
+
+
+@pytest.mark.parametrize(
+    ("faults", "words"),
+    [
+        ({"rhat": [1.0, 1.3]}, "R-hat is 1.30, above 1.05"),
+        ({"num_failed": 1}, "1 of 4 chains failed.*Copies of the others"),
+        ({"num_failed": 4}, "4 of 4 chains failed.*not from the posterior"),
+        ({"num_divergent": 7}, "7 transitions diverged"),
+        ({"pareto_k": 0.9}, "Pareto k is 0.90, above 0.7"),
+        ({"num_invalid": 2}, "2 draws are not finite"),
+    ],
+)
+def test_faults_of_chains_are_said(faults, words):
+    with pytest.warns(sj.SbijaxWarning, match=words):
+        draw_with(chain_info(**faults))
+
+
+def test_healthy_chains_say_nothing():
+    assert draw_with(chain_info()).shape == (3,)
+    # NaN: the sampler cannot tell.
+    assert draw_with(chain_info(rhat=[jnp.nan, jnp.nan])).shape == (3,)
