@@ -9,7 +9,16 @@ members; where single networks overfit in different ways it scores much better.
 import jax
 import jax.numpy as jnp
 
-from sbijax.base import Array, Estimator, Params, PyTree, SampleInfo, Simulations
+from sbijax.base import (
+    Array,
+    Estimator,
+    LikelihoodEstimator,
+    Params,
+    PyTree,
+    RatioEstimator,
+    SampleInfo,
+    Simulations,
+)
 from sbijax.checks import check_count, check_record
 
 __all__ = ["ensemble"]
@@ -27,7 +36,7 @@ def ensemble(estimator: Estimator, *, num_members: int = 5) -> Estimator:
         shared.  `sample` takes an equal share of draws from every member.
 
     Raises:
-        TypeError: the estimator has no loss or no density.
+        TypeError: the estimator has no loss or no normalised density.
         ValueError: fewer than one member.
 
     Example:
@@ -50,6 +59,12 @@ def ensemble(estimator: Estimator, *, num_members: int = 5) -> Estimator:
     check_record(estimator, Estimator, "estimator", "Make one with make_npe.")
     if estimator.loss is None or estimator.log_prob is None:
         raise TypeError("an ensemble needs an estimator with a loss and a density.")
+    if isinstance(estimator, LikelihoodEstimator | RatioEstimator):
+        raise TypeError(
+            "an ensemble averages normalised densities of theta, and log_prob of "
+            f"{type(estimator).__name__} is not normalised in theta. Train several and "
+            "compare their posteriors."
+        )
     loss, log_prob = estimator.loss, estimator.log_prob
     num_members = check_count(num_members, "num_members")
 

@@ -149,3 +149,9 @@ def test_zero_draws_are_refused(mixed):
         nle.sample(
             params, jax.random.key(0), {"choice": 1.0, "time": 0.3}, num_samples=0
         )
+
+
+def test_an_ensemble_of_unnormalised_posteriors_is_refused():
+    for make_estimator in (sj.make_nle, sj.make_nre):
+        with pytest.raises(TypeError, match="not normalised in theta"):
+            sj.ensemble(make_estimator(PRIOR))
