@@ -1,5 +1,6 @@
 """Drawing simulations, and the built-in tasks."""
 
+from sbijax.simulators.drift_diffusion import drift_diffusion
 from sbijax.simulators.gaussian_linear import gaussian_linear
 from sbijax.simulators.gaussian_mixture import gaussian_mixture
 from sbijax.simulators.lynx_hare import lynx_hare
@@ -10,6 +11,7 @@ from sbijax.simulators.two_moons import two_moons
 
 __all__ = [
     "Task",
+    "drift_diffusion",
     "gaussian_linear",
     "gaussian_mixture",
     "lynx_hare",
