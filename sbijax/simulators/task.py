@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from sbijax.base import Array, Prior, PyTree
 
@@ -44,7 +45,7 @@ def task_factory(build: Callable[[], Task]) -> Callable[[], Task]:
 
     Compiled programs are found again by the identity of the prior and the
     simulator.  The record is built eagerly, so a first call inside `jit`
-    leaks no tracer.
+    leaks no tracer, and once for each default precision, which its arrays have.
 
     Args:
         build: function without arguments that makes a `Task`.
@@ -58,9 +59,13 @@ def task_factory(build: Callable[[], Task]) -> Callable[[], Task]:
         True
     """
 
-    @functools.wraps(build)
-    def build_eagerly() -> Task:
+    @functools.cache
+    def build_eagerly(dtype: jnp.dtype) -> Task:
         with jax.ensure_compile_time_eval():
             return build()
 
-    return functools.cache(build_eagerly)
+    @functools.wraps(build)
+    def factory() -> Task:
+        return build_eagerly(jnp.result_type(float))
+
+    return factory

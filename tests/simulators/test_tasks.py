@@ -13,6 +13,7 @@ from sbijax.simulators import (
     slcp,
     two_moons,
 )
+from sbijax.simulators.task import task_factory
 
 FACTORIES = [gaussian_linear, gaussian_mixture, lynx_hare, slcp, two_moons]
 SHAPES = {
@@ -56,7 +57,7 @@ def test_same_record_each_time(factory):
 
 @pytest.mark.parametrize("factory", TASKS)
 def test_first_call_inside_jit_leaks_no_tracer(factory):
-    factory.cache_clear()
+    factory = task_factory(factory.__wrapped__)  # not called before
 
     def observed():
         return factory().x_observed
@@ -66,6 +67,13 @@ def test_first_call_inside_jit_leaks_no_tracer(factory):
     task = factory()
     np.testing.assert_array_equal(task.x_observed, inside)
     assert np.isfinite(task.prior.log_prob(draw_theta(task)))
+
+
+def test_a_task_made_in_double_precision_does_not_stay_so():
+    factory = task_factory(slcp.__wrapped__)
+    with jax.enable_x64(True):
+        assert factory().x_observed.dtype == np.float64
+    assert factory().x_observed.dtype == np.float32
 
 
 @pytest.mark.parametrize("factory", TASKS)
