@@ -287,8 +287,6 @@ def slice_sampling(
     """
     num_warmup = check_count(num_warmup, "num_warmup")
     max_expansions = check_count(max_expansions, "max_expansions")
-    if thin is not None:
-        thin = check_count(thin, "thin")
 
     def warm_up(key: Array, log_density: LogDensity, start: Array) -> tuple[Any, Step]:
         return _tune_slice(key, log_density, start, num_warmup, max_expansions, thin)
