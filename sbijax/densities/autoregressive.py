@@ -130,14 +130,13 @@ def autoregressive(
 
     Args:
         elementwise: the map of every dimension.
-        hidden_size: width of the masked residual network; at least `D`.
+        hidden_size: width of the masked residual network, D if that is more.
         num_blocks: its number of residual blocks.
         activation: its nonlinearity.
 
     Raises:
         TypeError: a size is not a whole number.
-        ValueError: a size is below 1, or (when called) fewer hidden units than
-            dimensions.
+        ValueError: a size is below 1.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -156,14 +155,9 @@ def autoregressive(
     num_blocks = check_count(num_blocks, "num_blocks")
 
     def network(num_dims: int) -> tuple[Network, Callable[..., Array]]:
-        if hidden_size < num_dims:
-            raise ValueError(
-                f"hidden_size must be at least the number of dimensions, got "
-                f"{hidden_size} for {num_dims}."
-            )
-        made = _Made(
-            num_dims, elementwise.num_params, hidden_size, num_blocks, activation
-        )
+        # Every dimension needs a hidden unit of its degree.
+        width = max(hidden_size, num_dims)
+        made = _Made(num_dims, elementwise.num_params, width, num_blocks, activation)
         solve: Any = partial(made.apply, method=made.solve)
         return Network(made.init, made.apply), solve
 

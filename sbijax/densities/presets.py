@@ -66,7 +66,7 @@ def nsf_autoregressive(
         num_layers: number of autoregressive layers.
         num_bins: bins of each spline.
         bound: half-width of the splines, in standard deviations of theta.
-        hidden_size: width of the masked conditioners, at least D.
+        hidden_size: width of the masked conditioners, D if that is more.
         num_blocks: residual blocks of two layers in each conditioner.
 
     Example:
@@ -93,7 +93,7 @@ def maf(*, num_layers: int = 5, hidden_size: int = 64, num_blocks: int = 1) -> D
 
     Args:
         num_layers: number of autoregressive layers.
-        hidden_size: width of the masked conditioners, at least D.
+        hidden_size: width of the masked conditioners, D if that is more.
         num_blocks: residual blocks of two layers in each conditioner.
 
     Example:

@@ -65,7 +65,7 @@ def make_nle(
             that tells how many values 0, 1, ... each leaf has, 0 for continuous
             leaves; for example `{"choice": 2, "time": 0}`.
         density: conditional density on R^K, with K the number of continuous
-            entries of x; by default `maf()`.
+            entries of x; by default `maf(num_layers=4, hidden_size=32)`.
         embedding: network from the vector form z of theta `[D]` and the
             standardised theta (its pytree) to a context vector `[H]`, trained
             together with the density.
@@ -97,9 +97,9 @@ def make_nle(
         Boelts, Lueckmann, Gao, Macke. Flexible and efficient simulation-based
         inference for models of decision-making, 2022.
     """
-    density = maf() if density is None else density
+    density = maf(num_layers=4, hidden_size=32) if density is None else density
     if embedding is None:
-        embedding = resnet(32, hidden_size=128, num_blocks=3)
+        embedding = resnet(32, hidden_size=64, num_blocks=3)
     standardizer = robust() if standardizer is None else standardizer
     sampler = tempered_smc() if sampler is None else sampler
     check_record(prior, Prior, "prior", "Make one with make_prior.")

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from sbijax.base import Array, ChainInfo, Sampler, Target
 from sbijax.checks import check_count
-from sbijax.samplers.report import NO_DENSITY, guard, log_posterior, report
+from sbijax.samplers.report import NO_DENSITY, guard, report
+from sbijax.samplers.weights import draw_weighted
 
 __all__ = ["importance_resampling", "start_positions"]
 
@@ -65,13 +66,12 @@ def importance_resampling(*, num_candidates: int = 10_000) -> Sampler:
         key: Array, target: Target, *, num_samples: int
     ) -> tuple[Array, ChainInfo]:
         num_samples = check_count(num_samples, "num_samples")
-        prior_key, resample_key, order_key = jax.random.split(key, 3)
+        prior_key, draw_key = jax.random.split(key)
         z = _draw_prior(prior_key, target, num_candidates)
         log_weights = jax.vmap(guard(target.log_likelihood))(z)
         nowhere = jnp.max(log_weights) <= NO_DENSITY
         weights = jax.nn.softmax(log_weights)
-        index = _resample(resample_key, weights, num_samples)
-        draws = z[jax.random.permutation(order_key, index)]
+        draws, ess = draw_weighted(draw_key, z, weights, num_samples)
         log_mean = jax.nn.logsumexp(log_weights) - jnp.log(num_candidates)
         draws, info = report(
             draws[None],
@@ -79,7 +79,6 @@ def importance_resampling(*, num_candidates: int = 10_000) -> Sampler:
             log_evidence=jnp.where(nowhere, -jnp.inf, log_mean),
             pareto_k=jnp.where(nowhere, jnp.inf, _pareto_k(weights)),
         )
-        ess = jnp.minimum(1.0 / jnp.sum(weights**2), num_samples)
         ess = jnp.where(nowhere, 0.0, ess)
         return draws, info._replace(ess=jnp.full_like(info.ess, ess))
 
@@ -126,7 +125,8 @@ def start_positions(
     prior_key, choice_key = jax.random.split(key)
     z = _draw_prior(prior_key, target, num_candidates)
     log_weights = jax.vmap(guard(target.log_likelihood))(z)
-    has_density = jax.vmap(log_posterior(target))(z) > NO_DENSITY
+    log_prior = jax.vmap(guard(target.log_prior))(z)
+    has_density = (log_weights > NO_DENSITY) & (log_prior > NO_DENSITY)
     # The largest of log w + Gumbel noise are draws without replacement.
     noise = jax.random.gumbel(choice_key, (num_candidates,), log_weights.dtype)
     scores = jnp.where(has_density, log_weights + noise, -jnp.inf)
@@ -138,24 +138,6 @@ def start_positions(
 def _draw_prior(key: Array, target: Target, num_candidates: int) -> Array:
     """Draws `[N, D]` of the prior."""
     return jax.vmap(target.sample_prior)(jax.random.split(key, num_candidates))
-
-
-def _resample(key: Array, weights: Array, num_samples: int) -> Array:
-    """Systematic resampling: indices `[S]`, never of a weight that is zero.
-
-    The sums of weights are rounded, each in its own way, so that BlackJAX's
-    resampling picks candidates without weight now and then.
-    """
-    num = weights.size
-    sums = jax.lax.cummax(jnp.cumsum(weights))
-    shift = jax.random.uniform(key, (), weights.dtype)
-    points = sums[-1] * (jnp.arange(num_samples) + shift) / num_samples
-    picked = jnp.searchsorted(sums, points, side="right")
-    # The next candidate before it that has weight, or the first one of all.
-    has_weight = weights > 0
-    before = jax.lax.cummax(jnp.where(has_weight, jnp.arange(num), -1))
-    index = before[jnp.minimum(picked, num - 1)]
-    return jnp.where(index < 0, jnp.argmax(has_weight), index)
 
 
 def _pareto_k(weights: Array) -> Array:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from sbijax.base import Array, ChainInfo, Sampler, Target
 from sbijax.checks import check_count, check_finite
 from sbijax.samplers.report import NO_DENSITY, guard, report
+from sbijax.samplers.weights import draw_weighted
 
 __all__ = ["nested_sampling"]
 
@@ -130,7 +131,7 @@ def nested_sampling(
         run = jax.lax.while_loop(is_going, step, run)
         is_done = run.log_live - run.log_dead <= termination
         is_done = is_done & (num_good >= _LEAST_DISTINCT * num_live)
-        z, ess = _resample(draw_key, run, num_samples)
+        z, ess = draw_weighted(draw_key, *_weigh(run), num_samples)
         log_evidence = jnp.log(share) + jnp.logaddexp(run.log_dead, run.log_live)
         chain, info = report(
             z[None],
@@ -295,16 +296,10 @@ def _covariance_factor(z: Array) -> Array:
     return jnp.linalg.cholesky(covariance + jnp.diag(floor))
 
 
-def _resample(key: Array, run: _Run, num_samples: int) -> tuple[Array, Array]:
-    """Draws `[S, D]` of all points by their weights, and Kish's ESS up to S."""
-    from blackjax.smc.resampling import systematic
-
-    choice_key, order_key = jax.random.split(key)
+def _weigh(run: _Run) -> tuple[Array, Array]:
+    """All points `[N, D]`, dead and alive, and their weights, which sum to 1."""
     num_live, num_dims = run.live.position.shape
     log_live = run.log_volume - jnp.log(num_live) + run.live.loglikelihood
     log_weight = jnp.concatenate([run.dead_log_weight.ravel(), log_live])
     z = jnp.concatenate([run.dead_z.reshape(-1, num_dims), run.live.position])
-    weight = jax.nn.softmax(log_weight)
-    chosen = z[systematic(choice_key, weight, num_samples)]
-    ess = jnp.minimum(1.0 / jnp.sum(weight**2), num_samples)
-    return jax.random.permutation(order_key, chosen), ess
+    return z, jax.nn.softmax(log_weight)

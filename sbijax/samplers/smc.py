@@ -11,7 +11,7 @@ their mass; several independent populations tell by R-hat whether that worked.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from sbijax.base import Array, ChainInfo, Sampler, Target
 from sbijax.checks import check_count, check_fraction
 from sbijax.samplers.report import NO_DENSITY, guard, report
+from sbijax.samplers.weights import resample
 
 __all__ = ["tempered_smc"]
 
@@ -26,6 +27,26 @@ _CANDIDATES = 10  # draws from the prior per particle
 _SHARE_OF_JUMPS = 0.2  # moves by the full difference of two particles
 _SHORTEST_STEP = -1.5  # log10 of the smallest scale, the largest being 1
 _JITTER = 1e-4
+
+
+class _Particles(NamedTuple):
+    """Positions `[N, D]` with their densities `[N]`: nothing is computed twice."""
+
+    z: Array
+    log_prior: Array
+    log_likelihood: Array
+
+
+class _Population(NamedTuple):
+    """The loop's carry; `particles` are resampled for `temperature`, but not moved."""
+
+    step: Array
+    key: Array
+    particles: _Particles
+    temperature: Array
+    is_done: Array
+    acceptance: Array
+    log_evidence: Array
 
 
 def tempered_smc(
@@ -89,139 +110,173 @@ def tempered_smc(
         length = -(-num_samples // num_populations)
         num_particles = max(length, min_particles)
 
-        def run(key: Array) -> tuple[Array, ...]:
-            return _run(
-                key, target, num_particles, num_steps, target_ess, max_temperatures
-            )
+        evaluate = _make_evaluate(target)
 
-        particles, arrived, acceptance, log_evidence = jax.vmap(run)(
-            jax.random.split(key, num_populations)
-        )
-        failed = ~arrived
-        evidence = jnp.where(failed, -jnp.inf, log_evidence)
+        def is_going(run: _Population) -> Array:
+            return ~run.is_done & (run.step < max_temperatures)
+
+        def step(run: _Population) -> _Population:
+            return _step(run, evaluate, num_steps, target_ess)
+
+        def populate(key: Array) -> _Population:
+            start = _start(key, target, evaluate, num_particles, target_ess)
+            return jax.lax.while_loop(is_going, step, start)
+
+        run = jax.vmap(populate)(jax.random.split(key, num_populations))
+        nowhere = jnp.all(run.particles.log_likelihood <= NO_DENSITY, axis=1)
+        failed = ~run.is_done | nowhere
+        evidence = jnp.where(failed, -jnp.inf, run.log_evidence)
         mean = jax.nn.logsumexp(evidence) - jnp.log(jnp.sum(~failed))
-        particles, info = report(
-            particles, acceptance=acceptance, failed=failed, log_evidence=mean
+        z, info = report(
+            run.particles.z,
+            acceptance=run.acceptance,
+            failed=failed,
+            log_evidence=mean,
         )
         # Neighbours descend from one ancestor: take evenly spaced ones.
         kept = jnp.arange(length) * num_particles // length
-        return particles[:, kept], info
+        return z[:, kept], info
 
     return sampler
 
 
-def _run(
+def _make_evaluate(target: Target) -> Callable[[Array], _Particles]:
+    """Positions `[n, D]` with their densities, guarded."""
+    log_prior = jax.vmap(guard(target.log_prior))
+    log_likelihood = jax.vmap(guard(target.log_likelihood))
+    return lambda z: _Particles(z, log_prior(z), log_likelihood(z))
+
+
+def _start(
     key: Array,
     target: Target,
+    evaluate: Callable[[Array], _Particles],
     num_particles: int,
+    target_ess: float,
+) -> _Population:
+    """Particles for the first temperature.
+
+    The prior gives as many as one likes, and they need no move: many of them
+    carry the population a good part of the way.
+    """
+    prior_key, resample_key, loop_key = jax.random.split(key, 3)
+    num_candidates = _CANDIDATES * num_particles
+    z = jax.vmap(target.sample_prior)(jax.random.split(prior_key, num_candidates))
+    blocks = jax.lax.map(evaluate, z.reshape(_CANDIDATES, num_particles, -1))
+    candidates = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), blocks)
+    zero = jnp.zeros((), z.dtype)
+    temperature, weights, log_evidence = _heat(
+        candidates.log_likelihood, zero, target_ess / _CANDIDATES
+    )
+    chosen = resample(resample_key, weights, num_particles)
+    return _Population(
+        step=jnp.zeros((), int),
+        key=loop_key,
+        particles=jax.tree.map(lambda leaf: leaf[chosen], candidates),
+        temperature=temperature,
+        is_done=jnp.zeros((), bool),
+        acceptance=zero,
+        log_evidence=log_evidence,
+    )
+
+
+def _step(
+    run: _Population,
+    evaluate: Callable[[Array], _Particles],
     num_steps: int,
     target_ess: float,
-    max_temperatures: int,
-) -> tuple[Array, Array, Array, Array]:
-    """One population: particles, whether they arrived, acceptance, log-evidence."""
-    import blackjax
-    from blackjax.smc import adaptive_tempered, ess, resampling, solver
+) -> _Population:
+    """Move all particles, then choose among them for the next temperature."""
+    key, move_key, resample_key = jax.random.split(run.key, 3)
+    particles, acceptance = _move(
+        move_key, run.particles, run.temperature, evaluate, num_steps
+    )
+    is_done = run.temperature >= 1.0
+    temperature, weights, increment = _heat(
+        particles.log_likelihood, run.temperature, target_ess
+    )
+    chosen = resample(resample_key, weights, weights.size)
+    chosen = jnp.where(is_done, jnp.arange(weights.size), chosen)
+    return _Population(
+        step=run.step + 1,
+        key=key,
+        particles=jax.tree.map(lambda leaf: leaf[chosen], particles),
+        temperature=temperature,
+        is_done=is_done,
+        acceptance=acceptance,
+        log_evidence=run.log_evidence + increment,
+    )
 
-    prior_key, first_key, loop_key = jax.random.split(key, 3)
-    log_likelihood = guard(target.log_likelihood)
-    kernel = adaptive_tempered.build_kernel(
-        guard(target.log_prior),
+
+def _heat(
+    log_likelihood: Array, temperature: Array, target_ess: float
+) -> tuple[Array, Array, Array]:
+    """The next lambda, the weights of all particles for it, and their log-mean."""
+    from blackjax.smc import ess, solver
+
+    increment = ess.ess_solver(
+        lambda each: each,
         log_likelihood,
-        _make_move(blackjax.rmh.build_kernel()),
-        blackjax.rmh.init,
-        resampling.systematic,
         target_ess,
-        update_strategy=_keep_last,
+        1.0 - temperature,
+        solver.dichotomy,
+    )
+    log_weights = increment * log_likelihood
+    log_sum = jax.nn.logsumexp(log_weights)
+    # Where the rest of the way is taken at once the sum may fall short of 1.
+    is_last = increment >= 1.0 - temperature
+    return (
+        jnp.where(is_last, 1.0, temperature + increment),
+        jnp.exp(log_weights - log_sum),
+        log_sum - jnp.log(log_likelihood.size),
     )
 
-    def is_going(carry: tuple) -> Array:
-        i, _, _, is_done, _, _ = carry
-        return ~is_done & (i < max_temperatures)
 
-    def step(carry: tuple) -> tuple:
-        i, key, state, _, _, log_evidence = carry
-        key, step_key = jax.random.split(key)
-        # The kernel moves the particles at the temperature they come with, and
-        # weighs them for the next one: at lambda = 1 one more step is due.
-        is_done = state.tempering_param >= 1.0
-        parameters = {"pool": state.particles[None]}
-        state, info = kernel(step_key, state, num_steps, parameters)
-        acceptance = jnp.mean(info.update_info)
-        log_evidence = log_evidence + info.log_likelihood_increment
-        return i + 1, key, state, is_done, acceptance, log_evidence
-
-    # The prior gives as many particles as one likes, and they need no move: many
-    # of them carry the population a good part of the way.
-    candidates = jax.vmap(target.sample_prior)(
-        jax.random.split(prior_key, _CANDIDATES * num_particles)
-    )
-    blocks = candidates.reshape(_CANDIDATES, num_particles, -1)
-    each = jax.lax.map(jax.vmap(log_likelihood), blocks).ravel()
-    first = ess.ess_solver(
-        lambda _: each, candidates, target_ess / _CANDIDATES, 1.0, solver.dichotomy
-    )
-    weights = jax.nn.softmax(first * each)
-    chosen = resampling.systematic(first_key, weights, num_particles)
-    particles = candidates[chosen]
-    state = adaptive_tempered.init(particles)._replace(tempering_param=first)
-    log_evidence = jax.nn.logsumexp(first * each) - jnp.log(each.size)
-    nowhere = jnp.all(each <= NO_DENSITY)
-    zero = jnp.zeros((), particles.dtype)
-    start = (0, loop_key, state, nowhere, zero, log_evidence)
-    _, _, state, is_done, acceptance, log_evidence = jax.lax.while_loop(
-        is_going, step, start
-    )
-    return state.particles, is_done & ~nowhere, acceptance, log_evidence
-
-
-def _keep_last(
-    init: Callable,
-    log_density: Callable,
-    move: Callable,
-    num_mcmc_steps: int,
-    n_particles: int,
-) -> tuple[Callable, int]:
-    """Move every particle `num_mcmc_steps` times; report its acceptance rate.
-
-    BlackJAX's own strategy keeps the info of every step, and it scans over keys,
-    which the key-reuse checker of JAX mistakes for reuse under `vmap`.
-    """
-
-    def update(key: Array, z: Array, parameters: dict) -> tuple[Array, Array]:
-        def step(_: int, carry: tuple) -> tuple:
-            key, state, rate = carry
-            key, move_key = jax.random.split(key)
-            state, info = move(move_key, state, log_density, **parameters)
-            return key, state, rate + info.acceptance_rate / num_mcmc_steps
-
-        start = (key, init(z, log_density), jnp.zeros((), z.dtype))
-        _, state, rate = jax.lax.fori_loop(0, num_mcmc_steps, step, start)
-        return state.position, rate
-
-    return jax.vmap(update), n_particles
-
-
-def _make_move(kernel: Callable) -> Callable:
-    """A Metropolis step along the difference of two particles of the pool.
+def _move(
+    key: Array,
+    particles: _Particles,
+    temperature: Array,
+    evaluate: Callable[[Array], _Particles],
+    num_steps: int,
+) -> tuple[_Particles, Array]:
+    """Metropolis steps along differences of two particles, and their acceptance.
 
     The two are drawn from the population as it was before the moves, so that
     the proposal is symmetric.
     """
+    pool = particles.z
+    num_particles, num_dims = pool.shape
+    jitter = _JITTER * jnp.std(pool, axis=0)
 
-    def move(key: Array, state: Any, log_density: Callable, pool: Array) -> tuple:
-        num_particles, num_dims = pool.shape
-        draw_key, key = jax.random.split(key)
+    def pick(u: Array) -> Array:
+        index = jnp.floor(u * num_particles).astype(int)
+        return pool[jnp.minimum(index, num_particles - 1)]
+
+    def step(_: int, carry: tuple) -> tuple:
+        key, old, rate = carry
+        key, draw_key = jax.random.split(key)
         # One call for all random numbers compiles and runs several times faster.
-        u = jax.random.uniform(draw_key, (5 + 2 * num_dims,), pool.dtype)
-        (i, j, share, size, jump), of_dims = u[:5], u[5:].reshape(2, num_dims)
-        pair = jnp.floor(jnp.stack([i, j]) * num_particles).astype(int)
-        first, second = pool[jnp.minimum(pair, num_particles - 1)]
-        moved = of_dims[0] < share
+        u = jax.random.uniform(draw_key, (num_particles, 6 + 2 * num_dims), pool.dtype)
+        first, second, share, size, jump, accept = u[:, :6].T
+        of_dims, noise = u[:, 6 : 6 + num_dims], u[:, 6 + num_dims :]
+        moved = of_dims < share[:, None]
         scale = 10.0 ** (_SHORTEST_STEP * size)
-        scale = scale * 2.38 / jnp.sqrt(2.0 * jnp.maximum(jnp.sum(moved), 1))
+        scale = scale * 2.38 / jnp.sqrt(2.0 * jnp.maximum(jnp.sum(moved, axis=1), 1))
         scale = jnp.where(jump < _SHARE_OF_JUMPS, 1.0, scale)
-        step = jnp.where(moved, scale * (first - second), 0.0)
-        step = step + _JITTER * jnp.std(pool, axis=0) * (of_dims[1] - 0.5)
-        return kernel(key, state, log_density, lambda _, z: z + step)
+        difference = scale[:, None] * (pick(first) - pick(second))
+        z = old.z + jnp.where(moved, difference, 0.0) + jitter * (noise - 0.5)
+        new = evaluate(z)
+        log_ratio = new.log_prior - old.log_prior
+        log_ratio += temperature * (new.log_likelihood - old.log_likelihood)
+        accepted = jnp.log(accept) < log_ratio
 
-    return move
+        def choose(new: Array, old: Array) -> Array:
+            mask = accepted.reshape((-1,) + (1,) * (new.ndim - 1))
+            return jnp.where(mask, new, old)
+
+        rate = rate + jnp.mean(accepted, dtype=pool.dtype) / num_steps
+        return key, jax.tree.map(choose, new, old), rate
+
+    start = (key, particles, jnp.zeros((), pool.dtype))
+    _, particles, rate = jax.lax.fori_loop(0, num_steps, step, start)
+    return particles, rate

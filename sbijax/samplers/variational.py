@@ -20,6 +20,7 @@ from jax.scipy.stats import norm
 from sbijax.base import Array, ChainInfo, Density, PyTree, Sampler, Target
 from sbijax.checks import check_count, check_finite, check_record
 from sbijax.samplers.report import NO_DENSITY, guard, log_posterior, report
+from sbijax.samplers.weights import draw_weighted
 
 __all__ = [
     "Approximation",
@@ -448,26 +449,22 @@ def _correct(
 ) -> tuple[Array, ChainInfo]:
     """Resample draws `[n, D]` of q by Pareto-smoothed weights, and report on them."""
     from blackjax.diagnostics import psis_weights
-    from blackjax.smc.resampling import systematic
 
-    choice_key, order_key = jax.random.split(key)
     has_density = (log_density > NO_DENSITY) & jnp.isfinite(log_weight)
     log_weight = jnp.where(has_density, log_weight, NO_DENSITY)
     smoothed, pareto_k = psis_weights(log_weight)
     weight = jax.nn.softmax(smoothed)
-    chosen = z[systematic(choice_key, weight, num_samples)]
+    draws, ess = draw_weighted(key, z, weight, num_samples)
     failed = ~jnp.any(has_density)
     mean = jax.nn.logsumexp(log_weight) - jnp.log(len(z))
-    ess = 1.0 / jnp.sum(weight**2)
     # Ties in the tail leave it without a fit, be the weights all equal or so
     # unequal that most of them vanish.
-    no_fit = jnp.where(ess > 0.5 * len(z), 0.0, jnp.inf)
+    no_fit = jnp.where(1.0 / jnp.sum(weight**2) > 0.5 * len(z), 0.0, jnp.inf)
     pareto_k = jnp.where(jnp.isnan(pareto_k), no_fit, pareto_k)
     chain, info = report(
-        jax.random.permutation(order_key, chosen)[None],
+        draws[None],
         failed=failed[None],
         log_evidence=jnp.where(failed, -jnp.inf, mean),
         pareto_k=jnp.where(failed, jnp.inf, pareto_k),
     )
-    ess = jnp.full(z.shape[1], jnp.minimum(ess, num_samples))
-    return chain, info._replace(ess=ess)
+    return chain, info._replace(ess=jnp.full(z.shape[1], ess))

@@ -235,10 +235,13 @@ def test_autoregressive_written_out_steps_equal_the_loop(num_blocks, monkeypatch
     np.testing.assert_allclose(layer.inverse(net, z, CONTEXT), written_out, atol=1e-5)
 
 
-def test_autoregressive_needs_a_hidden_unit_for_each_dimension():
+def test_autoregressive_has_a_hidden_unit_for_each_dimension():
     layer = autoregressive(affine(), hidden_size=4)
-    with pytest.raises(ValueError, match="hidden_size must be at least"):
-        layer.init(jax.random.key(0), jnp.zeros(5), CONTEXT)
+    y = jax.random.normal(jax.random.key(0), (9,))
+    net = perturb(layer.init(jax.random.key(1), y, CONTEXT), 0.1)
+    jacobian = jax.jacobian(lambda y: layer.forward(net, y, CONTEXT)[0])(y)
+    assert np.all(np.diag(jacobian[1:]) != 0)  # each sees the one before it
+    np.testing.assert_allclose(np.triu(jacobian, 1), 0.0)
 
 
 def constant_conditioner(num_outputs):
