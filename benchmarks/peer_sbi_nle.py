@@ -74,10 +74,10 @@ def _draw(posterior: Any, data: dict[str, Any]) -> tuple[np.ndarray, list[float]
     chains, seconds = [], []
     for x in data["x_observed"]:
         start = time.perf_counter()
-        posterior.sample((NUM_DRAWS,), x=x, show_progress_bars=False)
+        draws = posterior.sample((NUM_DRAWS,), x=x, show_progress_bars=False)
         seconds.append(time.perf_counter() - start)
-        traces = posterior.get_arviz_inference_data().posterior
-        chains.append(next(iter(traces.data_vars.values())).values)
+        # The draws are those of one chain after the other.
+        chains.append(draws.reshape(posterior.num_chains, -1, draws.shape[-1]).numpy())
     return np.stack(chains), seconds
 
 

@@ -1,0 +1,100 @@
+"""Mixed NLE on choices and times of drift diffusion, whose density is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sbijax as sj
+from sbijax.base import Target
+from sbijax.samplers import tempered_smc
+from sbijax.simulators.drift_diffusion import _probability_of_upper
+
+pytestmark = pytest.mark.slow
+
+TASK = sj.simulators.drift_diffusion()
+CATEGORIES = {"choice": 2, "time": 0}
+NUM_TRIALS = 50
+NUM_DRAWS = 4_000
+
+
+def simulate(seed, num):
+    key = jax.random.key(seed)
+    return sj.simulate(key, TASK.prior, TASK.simulator, num, progress=False)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    nle = sj.make_nle(TASK.prior, num_categories=CATEGORIES)
+    params, _ = sj.train(
+        jax.random.key(1), nle, simulate(0, 20_000), batch_size=400, progress=False
+    )
+    return nle, params
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return simulate(2, 10_000)
+
+
+def test_likelihood_of_held_out_data(trained, held_out):
+    nle, params = trained
+    learned = jax.jit(jax.vmap(nle.log_likelihood, (None, 0, 0)))
+    exact = jax.jit(jax.vmap(TASK.log_likelihood))
+    difference = np.asarray(
+        exact(held_out.theta, held_out.x)
+        - learned(params, held_out.theta, held_out.x),
+        float,
+    )
+    error = difference.std() / len(difference) ** 0.5
+    assert -3 * error < difference.mean() < 0.05
+
+
+def test_probability_of_a_choice(trained, held_out):
+    nle, params = trained
+    theta = jax.tree.map(lambda leaf: leaf[:300], held_out.theta)
+    decision = 8.0 * jnp.linspace(0.0, 1.0, 801)[1:] ** 2
+
+    def learned(theta):
+        def density(time):
+            x = {"choice": 1.0, "time": theta["delay"] + time}
+            return jnp.exp(nle.log_likelihood(params, theta, x))
+
+        return jnp.trapezoid(jax.vmap(density)(decision), decision)
+
+    found = np.asarray(jax.jit(jax.vmap(learned))(theta))
+    exact = np.asarray(jax.vmap(_probability_of_upper)(theta))
+    assert exact.std() > 0.2
+    assert np.sqrt(np.mean((found - exact) ** 2)) < 0.03
+
+
+def test_posterior_of_many_trials(trained):
+    nle, params = trained
+    theta = {"drift": 0.8, "boundary": 1.4, "bias": 0.45, "delay": 0.6}
+    keys = jax.random.split(jax.random.key(3), NUM_TRIALS)
+    xs = jax.vmap(TASK.simulator, (0, None))(keys, theta)
+    posterior = sj.infer(sj.iid(nle, TASK.prior), params, sj.make_trials(xs))
+    learned = posterior.sample(jax.random.key(4), NUM_DRAWS)
+    exact = draw_exactly(jax.random.key(5), xs)
+    for name in theta:
+        mean, sd = np.mean(exact[name]), np.std(exact[name])
+        assert abs(np.mean(learned[name]) - mean) < 0.5 * sd
+        assert 0.7 < np.std(learned[name]) / sd < 1.4
+
+
+@jax.jit
+def draw_exactly(key, xs):
+    """The posterior of the exact density."""
+    prior = TASK.prior
+
+    def log_likelihood(z):
+        theta = prior.from_vector(z)
+        return jnp.sum(jax.vmap(TASK.log_likelihood, (None, 0))(theta, xs))
+
+    target = Target(
+        sample_prior=lambda key: prior.to_vector(prior.sample(key)),
+        log_prior=lambda z: prior.log_prob(prior.from_vector(z)) + prior.log_det(z),
+        log_likelihood=log_likelihood,
+    )
+    z, _ = tempered_smc()(key, target, num_samples=NUM_DRAWS)
+    return jax.vmap(prior.from_vector)(z.reshape(-1, prior.num_dims))
