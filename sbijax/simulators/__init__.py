@@ -3,6 +3,7 @@
 from sbijax.simulators.drift_diffusion import drift_diffusion
 from sbijax.simulators.gaussian_linear import gaussian_linear
 from sbijax.simulators.gaussian_mixture import gaussian_mixture
+from sbijax.simulators.lotka_volterra import lotka_volterra
 from sbijax.simulators.lynx_hare import lynx_hare
 from sbijax.simulators.simulate import simulate, simulate_batch
 from sbijax.simulators.slcp import slcp
@@ -14,6 +15,7 @@ __all__ = [
     "drift_diffusion",
     "gaussian_linear",
     "gaussian_mixture",
+    "lotka_volterra",
     "lynx_hare",
     "simulate",
     "simulate_batch",

@@ -9,12 +9,12 @@ With u the hares and v the lynxes, in thousands of pelts a year,
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sbijax.base import Array
+from sbijax.simulators._predator_prey import make_log_populations
 from sbijax.simulators.task import Task, task_factory
 
 __all__ = ["lynx_hare"]
@@ -31,12 +31,8 @@ _LYNX = (
 _NUM_YEARS = len(_HARE)
 _DYNAMIC = ("alpha", "beta", "gamma", "delta", "hare_0", "lynx_0")
 
-_TOLERANCE = 1e-5  # relative and absolute, of the log populations in one step
-_MAX_STEP = 0.5  # years; longer steps read the yearly values off less exactly
-_MAX_NUM_STEPS = 256  # the slowest of 16,000 prior draws needs 140
-# Rates are computed as if no log population exceeded this, so that a trial step
-# that overshoots is rejected for its error and does not overflow.
-_MAX_LOG_RATE = 25.0
+# The slowest of 16,000 prior draws needs 140 steps.
+_log_populations = make_log_populations(range(_NUM_YEARS), max_num_steps=256)
 
 
 @task_factory
@@ -121,56 +117,3 @@ def _log_mean_and_scale(theta: dict[str, Array]) -> tuple[Array, Array]:
     dynamic = jnp.stack([jnp.asarray(theta[name], float) for name in _DYNAMIC])
     scale = jnp.stack([jnp.asarray(theta[f"sigma_{who}"]) for who in ("hare", "lynx")])
     return _log_populations(dynamic), scale
-
-
-@jax.custom_jvp
-def _log_populations(dynamic: Array) -> Array:
-    """Yearly log u and log v, `[21, 2]`, NaN where the solver failed.
-
-    The derivative rule solves the ODE once with all six tangents.  Being
-    linear in the tangent it also serves reverse mode, which diffrax's forward
-    mode does not offer.
-    """
-    return _solve(dynamic)
-
-
-@_log_populations.defjvp
-def _log_populations_jvp(
-    primals: tuple[Array], tangents: tuple[Array]
-) -> tuple[Array, Array]:
-    (dynamic,), (tangent,) = primals, tangents
-    log_z, jacobian = jax.vmap(
-        lambda direction: jax.jvp(_solve, (dynamic,), (direction,)),
-        out_axes=(None, -1),
-    )(jnp.eye(dynamic.size, dtype=dynamic.dtype))
-    return log_z, jacobian @ tangent
-
-
-def _solve(dynamic: Array) -> Array:
-    """Solve the ODE in log space for (alpha, beta, gamma, delta, u_0, v_0)."""
-    import diffrax
-
-    alpha, beta, gamma, delta = dynamic[:4]
-
-    def rates(t: Any, log_z: Array, args: Any) -> Array:
-        hare, lynx = jnp.exp(jnp.minimum(log_z, _MAX_LOG_RATE))
-        return jnp.stack([alpha - beta * lynx, delta * hare - gamma])
-
-    years = jnp.arange(float(_NUM_YEARS))
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(rates),
-        diffrax.Tsit5(),
-        t0=0.0,
-        t1=_NUM_YEARS - 1.0,
-        dt0=_MAX_STEP,
-        y0=jnp.log(dynamic[4:]),
-        saveat=diffrax.SaveAt(ts=years),
-        stepsize_controller=diffrax.PIDController(
-            rtol=_TOLERANCE, atol=_TOLERANCE, dtmax=_MAX_STEP
-        ),
-        adjoint=diffrax.ForwardMode(),
-        max_steps=_MAX_NUM_STEPS,
-        throw=False,
-    )
-    solved = solution.result == diffrax.RESULTS.successful
-    return jnp.where(solved, solution.ys, jnp.nan)

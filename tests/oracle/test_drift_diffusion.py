@@ -42,8 +42,7 @@ def test_likelihood_of_held_out_data(trained, held_out):
     learned = jax.jit(jax.vmap(nle.log_likelihood, (None, 0, 0)))
     exact = jax.jit(jax.vmap(TASK.log_likelihood))
     difference = np.asarray(
-        exact(held_out.theta, held_out.x)
-        - learned(params, held_out.theta, held_out.x),
+        exact(held_out.theta, held_out.x) - learned(params, held_out.theta, held_out.x),
         float,
     )
     error = difference.std() / len(difference) ** 0.5

@@ -4,21 +4,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 from sbijax.simulators import (
     gaussian_linear,
     gaussian_mixture,
+    lotka_volterra,
     lynx_hare,
     slcp,
     two_moons,
 )
 from sbijax.simulators.task import task_factory
 
-FACTORIES = [gaussian_linear, gaussian_mixture, lynx_hare, slcp, two_moons]
+FACTORIES = [
+    gaussian_linear,
+    gaussian_mixture,
+    lotka_volterra,
+    lynx_hare,
+    slcp,
+    two_moons,
+]
 SHAPES = {
     "gaussian_linear": (10, (10,)),
     "gaussian_mixture": (2, (2,)),
+    "lotka_volterra": (4, (20,)),
     "lynx_hare": (8, (21, 2)),
     "slcp": (5, (8,)),
     "two_moons": (2, (2,)),
@@ -292,3 +301,33 @@ def test_uniform_priors(factory, bound):
     expected = -prior.num_dims * np.log(2.0 * bound)
     np.testing.assert_allclose(prior.log_prob(theta), expected, rtol=1e-5)
     assert prior.log_prob(theta.at[0].set(1.001 * bound)) == -np.inf
+
+
+def test_lotka_volterra_against_scipy():
+    task = lotka_volterra()
+    theta = np.array([0.7, 0.03, 0.9, 0.04])
+
+    def rates(_, log_z):
+        prey, predators = np.exp(log_z)
+        return [theta[0] - theta[1] * predators, theta[3] * prey - theta[2]]
+
+    times = 2.1 * np.arange(10)
+    solution = integrate.solve_ivp(
+        rates, (0, times[-1]), np.log([30.0, 1.0]), t_eval=times, rtol=1e-9, atol=1e-9
+    )
+    mean = solution.y.ravel()  # ten prey, then ten predators
+    x = np.asarray(task.x_observed, float)
+    expected = stats.norm(mean, 0.1).logpdf(np.log(x)).sum() - np.log(x).sum()
+    np.testing.assert_allclose(task.log_likelihood(theta, x), expected, rtol=2e-3)
+    errors = (np.log(draw_x(task, jnp.asarray(theta), 400)) - mean) / 0.1
+    assert stats.kstest(errors.ravel(), "norm").pvalue > 1e-3
+    assert task.log_likelihood(theta, -x) == -np.inf
+
+
+def test_lotka_volterra_is_solved_wherever_the_prior_goes():
+    task = lotka_volterra()
+    theta_key, x_key = jax.random.split(jax.random.key(0))
+    theta = jax.vmap(task.prior.sample)(jax.random.split(theta_key, 2_000))
+    simulate = jax.jit(jax.vmap(task.simulator))
+    xs = np.asarray(simulate(jax.random.split(x_key, 2_000), theta))
+    assert np.all(np.isfinite(xs) & (xs > 0))
