@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sbijax as sj
-from sbijax.base import Target
+from sbijax.estimators._unnormalised import make_target
 from sbijax.samplers import tempered_smc
 from sbijax.simulators.drift_diffusion import _probability_of_upper
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 TASK = sj.simulators.drift_diffusion()
 CATEGORIES = {"choice": 2, "time": 0}
 NUM_TRIALS = 50
-NUM_DRAWS = 4_000
+NUM_DRAWS = 2_000
 
 
 def simulate(seed, num):
@@ -46,7 +46,7 @@ def test_likelihood_of_held_out_data(trained, held_out):
         float,
     )
     error = difference.std() / len(difference) ** 0.5
-    assert -3 * error < difference.mean() < 0.05
+    assert -3 * error < difference.mean() < 0.15
 
 
 def test_probability_of_a_choice(trained, held_out):
@@ -77,23 +77,17 @@ def test_posterior_of_many_trials(trained):
     exact = draw_exactly(jax.random.key(5), xs)
     for name in theta:
         mean, sd = np.mean(exact[name]), np.std(exact[name])
-        assert abs(np.mean(learned[name]) - mean) < 0.5 * sd
-        assert 0.7 < np.std(learned[name]) / sd < 1.4
+        assert abs(np.mean(learned[name]) - mean) < 0.6 * sd
+        assert 0.75 < np.std(learned[name]) / sd < 1.35
 
 
 @jax.jit
 def draw_exactly(key, xs):
     """The posterior of the exact density."""
-    prior = TASK.prior
 
-    def log_likelihood(z):
-        theta = prior.from_vector(z)
+    def log_likelihood(theta, _):
         return jnp.sum(jax.vmap(TASK.log_likelihood, (None, 0))(theta, xs))
 
-    target = Target(
-        sample_prior=lambda key: prior.to_vector(prior.sample(key)),
-        log_prior=lambda z: prior.log_prob(prior.from_vector(z)) + prior.log_det(z),
-        log_likelihood=log_likelihood,
-    )
+    target = make_target(TASK.prior, log_likelihood)
     z, _ = tempered_smc()(key, target, num_samples=NUM_DRAWS)
-    return jax.vmap(prior.from_vector)(z.reshape(-1, prior.num_dims))
+    return jax.vmap(TASK.prior.from_vector)(z.reshape(-1, TASK.prior.num_dims))
