@@ -231,6 +231,14 @@ class RatioEstimator(NamedTuple):
     sample: SampleFn
     log_ratio: LogProbFn
 
+    @property
+    def emulate(self) -> Callable[..., PyTree]:
+        """Not there: draws of x need p(x | theta) itself."""
+        raise AttributeError(
+            "a ratio p(x | theta) / p(x) cannot emulate x. Train make_nle, which "
+            "learns p(x | theta), on the same simulations."
+        )
+
 
 class Prior(NamedTuple):
     """A distribution over theta with a vector form in R^D.

@@ -16,6 +16,7 @@ __all__ = [
     "check_like",
     "check_network",
     "check_record",
+    "check_sampler",
     "describe",
     "is_real",
 ]
@@ -114,6 +115,22 @@ def check_network(value: Any, name: str) -> None:
         raise TypeError(
             f"{name} must be a network, got {_kind(value)}. Give Network(init, apply), "
             "a flax.linen module, or networks.from_nnx of an NNX module."
+        )
+
+
+def check_sampler(value: Any) -> None:
+    """Raise a `TypeError` unless `value` can be called as a `Sampler`.
+
+    Example:
+        >>> from sbijax.checks import check_sampler
+        >>> from sbijax.samplers import nuts
+        >>> check_sampler(nuts())
+    """
+    parameters = inspect.signature(value).parameters if callable(value) else {}
+    if not {"target", "num_samples"} <= set(parameters):
+        raise TypeError(
+            f"sampler must be a sampler, got {_kind(value)}. Give the result of a "
+            "factory such as samplers.tempered_smc() or samplers.nuts()."
         )
 
 

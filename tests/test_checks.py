@@ -16,9 +16,11 @@ from sbijax.checks import (
     check_like,
     check_network,
     check_record,
+    check_sampler,
     describe,
     is_real,
 )
+from sbijax.samplers import nuts
 
 # Counts and keys --------------------------------------------------------------
 
@@ -226,3 +228,9 @@ def test_networks_pass(value):
 def test_other_things_are_no_networks(value):
     with pytest.raises(TypeError, match="^embedding must be a network, got"):
         check_network(value, "embedding")
+
+
+@pytest.mark.parametrize("value", [nuts, 3, len, lambda key, target: None])
+def test_other_things_are_no_samplers(value):
+    with pytest.raises(TypeError, match="^sampler must be a sampler, got"):
+        check_sampler(value)

@@ -21,8 +21,9 @@ from sbijax.base import (
     Sampler,
     Target,
 )
-from sbijax.checks import check_count, check_like
+from sbijax.checks import check_count, check_like, check_sampler
 from sbijax.estimators._data import num_entries, num_outside
+from sbijax.samplers import tempered_smc
 
 __all__ = ["LogLikelihoodOf", "make_target", "unnormalised_posterior"]
 
@@ -41,7 +42,7 @@ def count_one(x: PyTree, bounds: list) -> tuple[Array, Array]:
 
 def unnormalised_posterior(
     prior: Prior,
-    sampler: Sampler,
+    sampler: Sampler | None,
     likelihood_of: LogLikelihoodOf,
     *,
     check: Callable[[PyTree, PyTree], PyTree] = check_one,
@@ -51,7 +52,8 @@ def unnormalised_posterior(
 
     Args:
         prior: the prior.
-        sampler: draws from the posterior in unconstrained space.
+        sampler: draws from the posterior in unconstrained space, by default
+            `tempered_smc()`.
         likelihood_of: `(params, x) -> ((theta, z) -> scalar)`, for one x and a
             theta inside the support with its vector form z `[D]`; work that needs
             x alone is done once.
@@ -61,6 +63,8 @@ def unnormalised_posterior(
     Returns:
         The log-likelihood, its sum with the log-prior, and `sample`.
     """
+    draw_chains: Sampler = tempered_smc() if sampler is None else sampler
+    check_sampler(draw_chains)
 
     def score(params: Params, theta: PyTree, x: PyTree) -> tuple[Array, Array]:
         """log p(theta), and the log-likelihood or -inf outside the support."""
@@ -91,7 +95,7 @@ def unnormalised_posterior(
 
         def draw(params: Params, key: Array, x: PyTree) -> tuple[Array, ChainInfo]:
             target = make_target(prior, likelihood_of(params, x))
-            return sampler(key, target, num_samples=num_samples)
+            return draw_chains(key, target, num_samples=num_samples)
 
         chains, info = _in_turn(draw)(params, key, x)
         z = chains.reshape(-1, prior.num_dims)[:num_samples]

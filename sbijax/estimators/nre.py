@@ -42,7 +42,6 @@ from sbijax.losses import RatioLoss, nre_b
 from sbijax.networks import flatten as join
 from sbijax.networks import resnet, robust
 from sbijax.networks.linear import fit_linear, to_residual
-from sbijax.samplers import tempered_smc
 
 __all__ = ["make_nre"]
 
@@ -102,7 +101,6 @@ def make_nre(
     embedding_theta = join() if embedding_theta is None else embedding_theta
     embedding_x = join() if embedding_x is None else embedding_x
     standardizer = robust() if standardizer is None else standardizer
-    sampler = tempered_smc() if sampler is None else sampler
     check_record(prior, Prior, "prior", "Make one with make_prior.")
     check_network(classifier, "classifier")
     check_network(embedding_theta, "embedding_theta")

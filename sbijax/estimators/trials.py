@@ -28,7 +28,6 @@ from sbijax.base import (
 from sbijax.checks import check_record, describe
 from sbijax.estimators._data import num_outside
 from sbijax.estimators._unnormalised import unnormalised_posterior
-from sbijax.samplers import tempered_smc
 
 __all__ = ["iid"]
 
@@ -76,7 +75,6 @@ def iid(
     """
     check_record(estimator, Estimator, "estimator", "Make one with make_nle.")
     check_record(prior, Prior, "prior", "Make one with make_prior.")
-    sampler = tempered_smc() if sampler is None else sampler
     score = _score_of_one(estimator, prior)
 
     def likelihood_of(params: Params, x: Trials) -> Callable[[PyTree, Array], Array]:

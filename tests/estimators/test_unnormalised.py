@@ -76,3 +76,16 @@ def test_a_key_that_is_used_twice_is_found(trained):
 
     with pytest.raises(jax.errors.KeyReuseError):
         twice(jax.random.key(5))
+
+
+@pytest.mark.parametrize("factory", [sj.make_nle, sj.make_nre])
+def test_a_factory_in_place_of_a_sampler_is_refused(factory):
+    prior = sj.make_prior(dist.Normal(0.0, 1.0))
+    with pytest.raises(TypeError, match=r"factory such as samplers\.tempered_smc"):
+        factory(prior, sampler=importance_resampling)
+
+
+def test_a_ratio_says_why_it_cannot_emulate():
+    nre = sj.make_nre(sj.make_prior(dist.Normal(0.0, 1.0)))
+    with pytest.raises(AttributeError, match="cannot emulate x. Train make_nle"):
+        nre.emulate(None, jax.random.key(0), 0.0)
