@@ -81,11 +81,11 @@ METHODS = {
 
 
 class Trained(NamedTuple):
-    """A problem and a trained estimator of single trials."""
+    """A problem, and the posterior of many trials that was learned from single ones."""
 
     problem: Problem
     prior: sj.Prior
-    estimator: Any
+    posterior_of: sj.Estimator
     params: sj.Params
 
 
@@ -107,7 +107,7 @@ def trained(request, problem):
     params, _ = sj.train(
         jax.random.key(1), estimator, sims, batch_size=200, progress=False
     )
-    return Trained(problem, prior, estimator, params)
+    return Trained(problem, prior, sj.iid(estimator, prior), params)
 
 
 def moments(d):
@@ -124,8 +124,7 @@ MAX_KL = 0.004
 
 @pytest.mark.parametrize("num_trials", [1, 5, 50])
 def test_posterior_moments(trained, num_trials):
-    problem, prior, estimator, params = trained
-    posterior_of = sj.iid(estimator, prior)
+    problem, prior, posterior_of, params = trained
     theta_key, x_key = jax.random.split(jax.random.key(10 + num_trials))
     theta = prior.sample(theta_key)
     x_keys = jax.random.split(x_key, num_trials)
