@@ -32,6 +32,8 @@ NUM_OBSERVATIONS = 10
 _WHEEL = "sbibm-1.1.0-py2.py3-none-any.whl"
 _SHA256 = "12ecc6b4d327b92f9225f08faa6405e4274fb8e75943d86a53157d1b1bcfaf74"
 _CACHE = Path(__file__).parent / ".cache"
+# The names that lotka_volterra gives its parameters, in order.
+_RATES = ["$\\alpha$", "$\\beta$", "$\\gamma$", "$\\delta$"]
 
 
 class Reference(NamedTuple):
@@ -94,12 +96,12 @@ def fetch_wheel() -> Path:
 
 
 def _read_csv(archive: zipfile.ZipFile, name: str, prefix: str) -> np.ndarray:
-    """Rows of a file whose header must read prefix_1, prefix_2, ..."""
+    """Rows of a file whose header reads prefix_1, prefix_2, ... or is `_RATES`."""
     content = archive.read(name)
     if name.endswith(".bz2"):
         content = bz2.decompress(content)
     header = content.split(b"\n", 1)[0].decode().strip().split(",")
-    if header != [f"{prefix}_{i + 1}" for i in range(len(header))]:
+    if header not in ([f"{prefix}_{i + 1}" for i in range(len(header))], _RATES):
         raise ValueError(f"the columns of {name} are not in order: {header}.")
     return np.loadtxt(
         io.BytesIO(content), np.float32, delimiter=",", skiprows=1, ndmin=2
