@@ -5,6 +5,7 @@ With u the prey and v the predators,
     du/dt = (alpha - beta v) u,   dv/dt = (-gamma + delta u) v.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from sbijax.base import Array
 
-__all__ = ["make_log_populations"]
+__all__ = ["log_likelihood_of_counts", "make_log_populations"]
 
 _TOLERANCE = 1e-5  # relative and absolute, of the log populations in one step
 _MAX_STEP = 0.5  # longer steps read the values in between off less exactly
@@ -82,3 +83,20 @@ def make_log_populations(
         return log_z, jacobian @ tangent
 
     return log_populations
+
+
+def log_likelihood_of_counts(mean: Array, scale: Array, x: Array) -> Array:
+    """log p(x) of log-normal counts, -inf where they or the mean are impossible.
+
+    Args:
+        mean: means of log x, in the shape of x, NaN where the solver failed.
+        scale: standard deviations of log x, of a shape that broadcasts to it.
+        x: counts.
+    """
+    x = jnp.asarray(x, mean.dtype)
+    possible = jnp.all(jnp.isfinite(mean)) & jnp.all((x > 0.0) & jnp.isfinite(x))
+    log_x = jnp.log(jnp.where(possible, x, 1.0))
+    error = (log_x - jnp.where(possible, mean, 0.0)) / scale
+    log_norm = jnp.log(scale) + 0.5 * math.log(2.0 * math.pi)
+    total = -jnp.sum(0.5 * error**2 + log_norm + log_x)
+    return jnp.where(possible & ~jnp.isnan(total), total, -jnp.inf)

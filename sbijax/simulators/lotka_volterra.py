@@ -13,10 +13,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.stats import norm
 
 from sbijax.base import Array
-from sbijax.simulators._predator_prey import make_log_populations
+from sbijax.simulators._predator_prey import (
+    log_likelihood_of_counts,
+    make_log_populations,
+)
 from sbijax.simulators.task import Task, task_factory
 
 __all__ = ["lotka_volterra"]
@@ -82,9 +84,4 @@ def _simulator(key: Array, theta: Array) -> Array:
 
 
 def _log_likelihood(theta: Array, x: Array) -> Array:
-    mean = _log_mean(theta)
-    x = jnp.asarray(x, mean.dtype)
-    possible = jnp.all(jnp.isfinite(mean)) & jnp.all((x > 0.0) & jnp.isfinite(x))
-    log_x = jnp.log(jnp.where(possible, x, 1.0))
-    each = norm.logpdf(log_x, jnp.where(possible, mean, 0.0), _SCALE) - log_x
-    return jnp.where(possible, jnp.sum(each), -jnp.inf)
+    return log_likelihood_of_counts(_log_mean(theta), jnp.array(_SCALE), x)

@@ -14,7 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from sbijax.base import Array
-from sbijax.simulators._predator_prey import make_log_populations
+from sbijax.simulators._predator_prey import (
+    log_likelihood_of_counts,
+    make_log_populations,
+)
 from sbijax.simulators.task import Task, task_factory
 
 __all__ = ["lynx_hare"]
@@ -102,14 +105,7 @@ def _simulator(key: Array, theta: dict[str, Array]) -> Array:
 
 
 def _log_likelihood(theta: dict[str, Array], x: Array) -> Array:
-    mean, scale = _log_mean_and_scale(theta)
-    x = jnp.asarray(x, mean.dtype)
-    possible = jnp.all(jnp.isfinite(mean)) & jnp.all((x > 0.0) & jnp.isfinite(x))
-    log_x = jnp.log(jnp.where(possible, x, 1.0))
-    error = (log_x - jnp.where(possible, mean, 0.0)) / scale
-    log_norm = jnp.log(scale) + 0.5 * math.log(2.0 * math.pi)
-    total = -jnp.sum(0.5 * error**2 + log_norm + log_x)
-    return jnp.where(possible & ~jnp.isnan(total), total, -jnp.inf)
+    return log_likelihood_of_counts(*_log_mean_and_scale(theta), x)
 
 
 def _log_mean_and_scale(theta: dict[str, Array]) -> tuple[Array, Array]:
