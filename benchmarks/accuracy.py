@@ -2,8 +2,8 @@
 
     python -m benchmarks.accuracy nle --tasks two_moons slcp --seeds 0 1 2
 
-For each task and seed: simulate, train `sj.make_nle(prior)` (or `make_npe`,
-`make_nre`) with its defaults in a fresh process (so that the seconds include
+For each task and seed: simulate, train `sj.make_nle(prior)` (or another method)
+with its defaults in a fresh process (so that the seconds include
 compilation), draw 10,000 times for each of the 10 observations, and score the
 draws with sbibm's classifier.  0.5 is a perfect score.  Each (task, observation,
 seed) is a line of `results/nle_accuracy.jsonl`; lines that are there are not run
@@ -27,6 +27,7 @@ from benchmarks.common import (
     RESULTS,
     append_row,
     environment,
+    missing_observations,
     read_rows,
     run_fresh,
     spread,
@@ -37,6 +38,13 @@ from benchmarks.reference import NUM_OBSERVATIONS, TASKS, load_reference
 __all__ = ["main", "print_table", "train_and_draw"]
 
 METHODS = {"npe": sj.make_npe, "nle": sj.make_nle, "nre": sj.make_nre}
+
+GOALS: dict[str, tuple[float | None, float | None]] = {
+    "two_moons": (0.54, 0.515),
+    "slcp": (0.82, 0.70),
+    "gaussian_linear": (0.54, 0.52),
+    "gaussian_mixture": (0.58, 0.53),
+}
 
 GOALS: dict[str, dict[str, tuple[float | None, float | None]]] = {
     "npe": {  # at least, better
@@ -185,9 +193,9 @@ def main() -> None:
     results = args.results or RESULTS / f"{args.method}_accuracy.jsonl"
     for task_name in args.tasks:
         for seed in args.seeds:
-            rows = read_rows(results)
-            done = {(row["task"], row["observation"], row["seed"]) for row in rows}
-            missing = [k for k in args.observations if (task_name, k, seed) not in done]
+            missing = missing_observations(
+                results, args.observations, task=task_name, seed=seed
+            )
             if not missing:
                 continue
             print(f"{task_name}, seed {seed}: training, then {len(missing)} C2ST")

@@ -13,7 +13,7 @@ import numpy as np
 from sbijax.base import PyTree
 
 __all__ = ["RESULTS", "append_row", "environment", "read_rows", "run_fresh", "spread"]
-__all__ += ["to_matrix"]
+__all__ += ["missing_observations", "to_matrix"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -35,6 +35,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def missing_observations(
+    path: Path, observations: Iterable[int], **case: Any
+) -> list[int]:
+    """Observations of a case, such as task="slcp", seed=0, that have no row yet."""
+    done = {
+        row["observation"]
+        for row in read_rows(path)
+        if all(row[name] == value for name, value in case.items())
+    }
+    return [k for k in observations if k not in done]
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

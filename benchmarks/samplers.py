@@ -18,7 +18,13 @@ import jax
 import numpy as np
 
 import sbijax as sj
-from benchmarks.common import RESULTS, append_row, environment, read_rows
+from benchmarks.common import (
+    RESULTS,
+    append_row,
+    environment,
+    missing_observations,
+    read_rows,
+)
 from benchmarks.reference import load_reference
 from sbijax import samplers
 from sbijax.estimators._unnormalised import make_target
@@ -107,15 +113,13 @@ def main() -> None:
     for task_name in args.tasks:
         for name in args.samplers:
             for seed in args.seeds:
-                done = {
-                    (row["task"], row["sampler"], row["seed"], row["observation"])
-                    for row in read_rows(args.results)
-                }
-                missing = [
-                    k
-                    for k in args.observations
-                    if (task_name, name, seed, k) not in done
-                ]
+                missing = missing_observations(
+                    args.results,
+                    args.observations,
+                    task=task_name,
+                    sampler=name,
+                    seed=seed,
+                )
                 for row in measure(task_name, name, seed, missing) if missing else []:
                     append_row(args.results, row)
                     print(
