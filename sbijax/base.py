@@ -7,6 +7,7 @@ simulations, `B` batch, `D` theta dimension, `S` draws.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -19,6 +20,7 @@ __all__ = [
     "Array",
     "ChainInfo",
     "Density",
+    "DiffusionEstimator",
     "Estimator",
     "LikelihoodEstimator",
     "Network",
@@ -30,14 +32,19 @@ __all__ = [
     "Sampler",
     "SbijaxWarning",
     "Simulations",
+    "SolverInfo",
     "Standardizer",
     "Stats",
     "Target",
     "Trials",
     "check_trials",
+    "count_invalid",
+    "data_nodes",
     "fill_zero_weight",
+    "is_trials",
     "make_simulations",
     "make_trials",
+    "where_rows",
 ]
 
 Array = jax.Array
@@ -62,10 +69,12 @@ class Simulations(NamedTuple):
 
 
 class Trials(NamedTuple):
-    """Repeated x of one theta, see `make_trials`.
+    """Repeated x of one theta, or a set whose size varies; see `make_trials`.
 
     `x` has leaves `[T, ...]`, and `mask` `[T]` is True for trials that count;
-    the others are padding, so that programs for one T serve fewer trials.
+    the others are padding, so that programs for one T serve fewer trials.  A
+    method trained on single x takes them through `iid`; a simulator may also
+    return `Trials`, for methods that embed them whole.
     """
 
     x: PyTree
@@ -137,8 +146,8 @@ class SampleInfo(NamedTuple):
     """
 
     num_invalid: Array
-    num_outside: Array
-    num_entries: Array
+    num_outside: Array | int = 0
+    num_entries: Array | int = 0
 
 
 class ChainInfo(NamedTuple):
@@ -163,6 +172,20 @@ class ChainInfo(NamedTuple):
     num_failed: Array
     log_evidence: Array
     pareto_k: Array
+
+
+class SolverInfo(NamedTuple):
+    """What draws along a differential equation report, `SampleInfo` first.
+
+    `num_steps` counts the steps that were taken, rejected ones included, and
+    `num_failed` the draws that did not arrive within the steps allowed.
+    """
+
+    num_invalid: Array
+    num_outside: Array | int = 0
+    num_entries: Array | int = 0
+    num_steps: Array | int = 0
+    num_failed: Array | int = 0
 
 
 class Target(NamedTuple):
@@ -202,6 +225,36 @@ class Estimator(NamedTuple):
     loss: LossFn | None
     log_prob: LogProbFn | None
     sample: SampleFn
+
+
+class EstimateLogProbFn(Protocol):
+    """Log-density of one theta given one x, estimated without bias."""
+
+    def __call__(
+        self,
+        params: Params,
+        key: Array,
+        theta: PyTree,
+        x: PyTree,
+        *,
+        num_probes: int = 16,
+    ) -> tuple[Array, Array]:
+        """Return the mean over `num_probes` estimates and its standard error."""
+        ...
+
+
+class DiffusionEstimator(NamedTuple):
+    """An `Estimator` whose density is that of a flow.
+
+    `estimate_log_prob` costs one product with the derivative of the network per
+    probe and step, where `log_prob` costs one per dimension of theta.
+    """
+
+    init: InitFn
+    loss: LossFn | None
+    log_prob: LogProbFn | None
+    sample: SampleFn
+    estimate_log_prob: EstimateLogProbFn
 
 
 class LikelihoodEstimator(NamedTuple):
@@ -284,7 +337,8 @@ class Density(NamedTuple):
 class Standardizer(NamedTuple):
     """A fitted elementwise bijection that brings data to order one.
 
-    `fit(values, weight) -> stats` for leaves `[N, ...]`, `forward(stats,
+    `fit(values, weight) -> stats` for leaves `[N, ...]` and one weight for each row
+    `[N]`, or for each entry of a single leaf; `forward(stats,
     value)` and `inverse(stats, value)` on leaves `[...]` of one example, and
     `log_det(stats, value) -> scalar`, the log-determinant of `forward`.
     """
@@ -414,23 +468,64 @@ def check_trials(trials: Trials, example: PyTree) -> Trials:
         )
 
     def convert(leaf: Array, default: Array) -> Array:
-        keep = mask.reshape((-1,) + (1,) * default.ndim)
-        return jnp.where(keep, jnp.asarray(leaf, default.dtype), default)
+        return where_rows(mask, jnp.asarray(leaf, default.dtype), default)
 
     return Trials(jax.tree.map(convert, trials.x, example), mask)
 
 
 def fill_zero_weight(batch: Simulations, example: Simulations) -> Simulations:
     """Replace rows of weight 0 by `example`, so that NaN there reaches nothing."""
-    keep = batch.weight > 0
-
-    def fill(leaf: Array, default: Array) -> Array:
-        mask = keep.reshape((-1,) + (1,) * (leaf.ndim - 1))
-        return jnp.where(mask, leaf, default)
-
+    fill = partial(where_rows, batch.weight > 0)
     theta = jax.tree.map(fill, batch.theta, example.theta)
     x = jax.tree.map(fill, batch.x, example.x)
     return Simulations(theta, x, batch.weight)
+
+
+def where_rows(keep: Array, leaf: Array, other: Array | float) -> Array:
+    """Rows of a leaf `[N, ...]` where `keep` `[N]` is positive, `other` elsewhere.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sbijax.base import where_rows
+        >>> where_rows(jnp.array([1, 0]), jnp.ones((2, 3)), -1.0).sum(axis=1).tolist()
+        [3.0, -3.0]
+    """
+    return jnp.where(keep.reshape((-1,) + (1,) * (leaf.ndim - 1)) > 0, leaf, other)
+
+
+def data_nodes(x: PyTree) -> list:
+    """The leaves of x, of which each `Trials` is one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sbijax.base import data_nodes, make_trials
+        >>> len(data_nodes({"number": jnp.zeros(2), "set": make_trials([1.0])}))
+        2
+    """
+    return jax.tree.leaves(x, is_leaf=is_trials)
+
+
+def is_trials(node: PyTree) -> bool:
+    """Whether x, or a part of it, is a `Trials`.
+
+    Example:
+        >>> from sbijax.base import is_trials, make_trials
+        >>> is_trials(make_trials([1.0]))
+        True
+    """
+    return isinstance(node, Trials)
+
+
+def count_invalid(draws: Array) -> Array:
+    """How many rows of draws `[S, D]` are not finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sbijax.base import count_invalid
+        >>> int(count_invalid(jnp.array([[0.0, 1.0], [jnp.nan, 1.0]])))
+        1
+    """
+    return jnp.sum(~jnp.all(jnp.isfinite(draws), axis=-1))
 
 
 def _num_rows(trees: dict[str, PyTree]) -> dict[str, int | None]:

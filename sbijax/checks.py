@@ -10,11 +10,14 @@ import numpy as np
 
 __all__ = [
     "check_count",
+    "check_diffusion_loss",
     "check_finite",
+    "check_flow_sampler",
     "check_fraction",
     "check_key",
     "check_like",
     "check_network",
+    "check_positive",
     "check_record",
     "check_sampler",
     "describe",
@@ -55,6 +58,21 @@ def check_fraction(value: Any, name: str) -> float:
         raise TypeError(f"{name} must be a number between 0 and 1, got {value!r}.")
     if not 0.0 < value < 1.0:
         raise ValueError(f"{name} must lie between 0 and 1, got {value}.")
+    return float(value)
+
+
+def check_positive(value: Any, name: str) -> float:
+    """Return `value` as a float, or raise unless it is a positive, finite number.
+
+    Example:
+        >>> from sbijax.checks import check_positive
+        >>> check_positive(1e-3, "tolerance")
+        0.001
+    """
+    if not isinstance(value, float | int | np.floating) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a positive number, got {value!r}.")
+    if not 0.0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite, got {value}.")
     return float(value)
 
 
@@ -126,11 +144,40 @@ def check_sampler(value: Any) -> None:
         >>> from sbijax.samplers import nuts
         >>> check_sampler(nuts())
     """
-    parameters = inspect.signature(value).parameters if callable(value) else {}
-    if not {"target", "num_samples"} <= set(parameters):
+    if not {"target", "num_samples"} <= _parameters(value):
         raise TypeError(
             f"sampler must be a sampler, got {_kind(value)}. Give the result of a "
             "factory such as samplers.tempered_smc() or samplers.nuts()."
+        )
+
+
+def check_flow_sampler(value: Any) -> None:
+    """Raise a `TypeError` unless `value` can be called as a `FlowSampler`.
+
+    Example:
+        >>> from sbijax.checks import check_flow_sampler
+        >>> from sbijax.samplers import ode
+        >>> check_flow_sampler(ode())
+    """
+    if not {"field", "shape"} <= _parameters(value):
+        raise TypeError(
+            f"sampler must draw along a field, got {_kind(value)}. Give the result of "
+            "samplers.ode() or samplers.sde()."
+        )
+
+
+def check_diffusion_loss(value: Any) -> None:
+    """Raise a `TypeError` unless `value` can be called as a `DiffusionLoss`.
+
+    Example:
+        >>> from sbijax.checks import check_diffusion_loss
+        >>> from sbijax.losses import edm
+        >>> check_diffusion_loss(edm())
+    """
+    if not {"encode", "field"} <= _parameters(value):
+        raise TypeError(
+            f"loss must be an objective of a field, got {_kind(value)}. Give the "
+            "result of losses.flow_matching(), edm(), ve() or vp()."
         )
 
 
@@ -218,22 +265,33 @@ def check_like(value: PyTree, example: PyTree, name: str) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), value, example)
 
 
-def check_finite(value: PyTree, name: str) -> None:
+def check_finite(value: PyTree, name: str, example: PyTree = None) -> None:
     """Raise a `ValueError` if a concrete `value` holds NaN or infinities.
 
-    Traced values pass: inside `jit` and `vmap` a fault is data.
+    Where an entry of `example` is NaN, that of `value` may be missing, which is NaN
+    as well.  Traced values pass: inside `jit` and `vmap` a fault is data.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-        if isinstance(leaf, jax.core.Tracer):
+    examples = jax.tree.leaves(example)
+    for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(value)):
+        like = examples[i] if i < len(examples) else 0.0
+        if isinstance(leaf, jax.core.Tracer) or isinstance(like, jax.core.Tracer):
             continue
-        bad = int(np.sum(~np.isfinite(np.asarray(leaf, dtype=float))))
+        numbers = np.asarray(leaf, dtype=float)
+        missing = np.isnan(numbers) & np.isnan(np.asarray(like, dtype=float))
+        bad = int(np.sum(~np.isfinite(numbers) & ~missing))
         if bad:
             where = jax.tree_util.keystr(path)
             raise ValueError(
                 f"{name}{where} holds {bad} non-finite value(s) of "
                 f"{np.size(leaf)}. Replace or leave out the missing entries "
-                "in the observation and in the simulations alike."
+                "in the observation and in the simulations alike, or train with "
+                "with_missing."
             )
+
+
+def _parameters(value: Any) -> set[str]:
+    """Names of the parameters of what can be called, none of what cannot."""
+    return set(inspect.signature(value).parameters) if callable(value) else set()
 
 
 def _kind(value: Any) -> str:

@@ -16,6 +16,7 @@ from sbijax.base import (
     PyTree,
     SampleInfo,
     SbijaxWarning,
+    SolverInfo,
     Trials,
     check_trials,
 )
@@ -49,7 +50,7 @@ def infer(estimator: Estimator, params: Params, x: PyTree) -> Posterior:
         params: its parameters.
         x: one observation, in the structure and shapes of the simulations;
             numpy arrays and Python numbers are converted.  `Trials` for the
-            estimators of `iid`.
+            estimators of `iid`; NaN for missing entries with `with_missing`.
 
     Returns:
         The posterior; its functions are compiled on first use and shared by
@@ -77,10 +78,10 @@ def infer(estimator: Estimator, params: Params, x: PyTree) -> Posterior:
     example = params.stats.example.x
     x = (
         check_trials(x, example)
-        if isinstance(x, Trials)
+        if isinstance(x, Trials) and not isinstance(example, Trials)
         else check_like(x, example, "x")
     )
-    check_finite(x, "x")
+    check_finite(x, "x", example)
 
     def sample_fn(key: Array, num_samples: int) -> PyTree:
         check_key(key)
@@ -108,18 +109,24 @@ def _log_prob(params: Params, theta: PyTree, x: PyTree, estimator: Estimator) ->
     return estimator.log_prob(params, theta, x)
 
 
-def _report(info: SampleInfo | ChainInfo) -> None:
+def _report(info: SampleInfo | ChainInfo | SolverInfo) -> None:
     """Turn the concrete counts of an info record into readable warnings."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(info)):
         return
     faults = _faults(info)
     if isinstance(info, ChainInfo):
         faults += _chain_faults(info)
+    if isinstance(info, SolverInfo) and int(info.num_failed):
+        faults.append(
+            f"{int(info.num_failed)} draws stopped on the way after "
+            f"{int(info.num_steps)} steps and are not from the posterior. Train "
+            "longer, or give the estimator samplers.ode(max_num_steps=...) with more."
+        )
     for fault in faults:
         warnings.warn(fault, SbijaxWarning, stacklevel=3)
 
 
-def _faults(info: SampleInfo | ChainInfo) -> list[str]:
+def _faults(info: SampleInfo | ChainInfo | SolverInfo) -> list[str]:
     faults = []
     if int(info.num_outside):
         faults.append(

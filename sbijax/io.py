@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sbijax.base import Estimator, Params, PyTree, Simulations
+from sbijax.base import Estimator, Params, PyTree, Simulations, Trials, is_trials
 from sbijax.checks import check_record, describe
 
 __all__ = ["load", "save"]
@@ -42,7 +42,7 @@ def save(path: str | os.PathLike[str], estimator: Estimator, params: Params) -> 
 
     Raises:
         TypeError: an argument is not of its kind, or theta or x have nodes other
-            than dicts, tuples, lists and arrays.
+            than dicts, tuples, lists, Trials and arrays.
         FileNotFoundError: the folder does not exist.
 
     Example:
@@ -195,9 +195,11 @@ def _check_format(path: Any, manifest: dict[str, Any]) -> None:
 
 
 def _skeleton(tree: PyTree) -> Any:
-    """A pytree of dicts, tuples, lists and arrays as JSON: shapes and dtypes only."""
+    """A pytree of dicts, tuples, lists, Trials and arrays as JSON, without values."""
     if isinstance(tree, Simulations):
         tree = tree._asdict()
+    if is_trials(tree):
+        return {"trials": _skeleton(tree._asdict())}
     if type(tree) is dict and all(isinstance(name, str) for name in tree):
         return {"dict": {name: _skeleton(value) for name, value in tree.items()}}
     if type(tree) in (tuple, list):
@@ -205,12 +207,14 @@ def _skeleton(tree: PyTree) -> Any:
     if isinstance(tree, jax.Array | np.ndarray):
         return {"shape": list(tree.shape), "dtype": str(tree.dtype)}
     raise TypeError(
-        "a file holds theta and x made of dicts, tuples, lists and arrays, got a "
-        f"{type(tree).__name__} among them. Turn it into a dict in the simulator."
+        "a file holds theta and x made of dicts, tuples, lists, Trials and arrays, "
+        f"got a {type(tree).__name__} among them. Turn it into a dict in the simulator."
     )
 
 
 def _from_skeleton(node: Any) -> Any:
+    if "trials" in node:
+        return Trials(**_from_skeleton(node["trials"]))
     if "dict" in node:
         return {name: _from_skeleton(value) for name, value in node["dict"].items()}
     if "tuple" in node:

@@ -4,10 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sbijax.base import Array, Prior, PyTree, Simulations, fill_zero_weight
+from sbijax.base import (
+    Array,
+    Prior,
+    PyTree,
+    Simulations,
+    data_nodes,
+    fill_zero_weight,
+    is_trials,
+    where_rows,
+)
 
 __all__ = [
     "count_invalid_theta",
+    "features_of",
     "flatten",
     "num_entries",
     "num_outside",
@@ -46,24 +56,66 @@ def unflatten(vector: Array, like: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, shaped)
 
 
-def observed_range(x: PyTree) -> list[tuple[Array, Array]]:
-    """Smallest and largest value of every entry of x, widened by a tenth."""
+def features_of(x: PyTree) -> Array:
+    """Inputs of a linear regression: all entries, of `Trials` their means."""
 
-    def widen(leaf: Array) -> tuple[Array, Array]:
-        low, high = jnp.min(leaf, axis=0), jnp.max(leaf, axis=0)
+    def summarise(node: PyTree) -> PyTree:
+        if not is_trials(node):
+            return node
+        count = jnp.maximum(jnp.sum(node.mask > 0), 1)
+
+        def mean(leaf: Array) -> Array:
+            return jnp.sum(where_rows(node.mask, leaf, 0.0), axis=0) / count
+
+        return jax.tree.map(mean, node.x)
+
+    return flatten(jax.tree.map(summarise, x, is_leaf=is_trials))
+
+
+def observed_range(x: PyTree) -> list[tuple[Array, Array]]:
+    """Smallest and largest value of every entry of x, widened by a tenth.
+
+    The rows of `Trials` share theirs; what is missing or hidden does not count.
+    """
+
+    def widen(low: Array, high: Array) -> tuple[Array, Array]:
         margin = 0.1 * (high - low)
         return low - margin, high + margin
 
-    return [widen(leaf) for leaf in jax.tree.leaves(x)]
+    def bounds(node: PyTree) -> list[tuple[Array, Array]]:
+        if not is_trials(node):
+            return [widen(jnp.nanmin(node, axis=0), jnp.nanmax(node, axis=0))]
+        shown = jax.vmap(where_rows, (0, 0, None))
+        return [
+            widen(
+                jnp.min(shown(node.mask, leaf, jnp.inf), axis=(0, 1)),
+                jnp.max(shown(node.mask, leaf, -jnp.inf), axis=(0, 1)),
+            )
+            for leaf in jax.tree.leaves(node.x)
+        ]
+
+    return [pair for node in data_nodes(x) for pair in bounds(node)]
 
 
 def num_outside(x: PyTree, bounds: list[tuple[Array, Array]]) -> Array:
     """How many entries of one x lie outside their range."""
-    pairs = zip(jax.tree.leaves(x), bounds, strict=True)
-    counts = [jnp.sum((leaf < low) | (leaf > high)) for leaf, (low, high) in pairs]
+    ranges, counts = iter(bounds), []
+    for node in data_nodes(x):
+        for leaf in jax.tree.leaves(node.x if is_trials(node) else node):
+            low, high = next(ranges)
+            outside = (leaf < low) | (leaf > high)
+            if is_trials(node):
+                outside = where_rows(node.mask, outside, False)
+            counts.append(jnp.sum(outside))
     return jnp.sum(jnp.stack(counts))
 
 
 def num_entries(x: PyTree) -> Array:
     """How many numbers one x holds."""
-    return jnp.asarray(sum(leaf.size for leaf in jax.tree.leaves(x)))
+
+    def count(node: PyTree) -> Array | int:
+        if not is_trials(node):
+            return node.size
+        return jnp.sum(node.mask > 0) * sum(a[0].size for a in jax.tree.leaves(node.x))
+
+    return jnp.asarray(sum(map(count, data_nodes(x))))

@@ -13,6 +13,7 @@ learn.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +34,11 @@ from sbijax.base import (
 from sbijax.checks import check_network, check_record, describe
 from sbijax.estimators._data import (
     count_invalid_theta,
-    flatten,
+    features_of,
     observed_range,
     split_example,
 )
+from sbijax.estimators._latent import default_embedding
 from sbijax.estimators._unnormalised import unnormalised_posterior
 from sbijax.losses import RatioLoss, nre_b
 from sbijax.networks import flatten as join
@@ -99,7 +101,7 @@ def make_nre(
     if classifier is None:
         classifier = resnet(1, hidden_size=64, num_blocks=2, zero_output=True)
     embedding_theta = join() if embedding_theta is None else embedding_theta
-    embedding_x = join() if embedding_x is None else embedding_x
+    embedding_x = default_embedding(join()) if embedding_x is None else embedding_x
     standardizer = robust() if standardizer is None else standardizer
     check_record(prior, Prior, "prior", "Make one with make_prior.")
     check_network(classifier, "classifier")
@@ -119,12 +121,12 @@ def make_nre(
         theta, x, weight = sims
         z = jax.vmap(prior.to_vector)(theta)
         scale = standardizer.fit(x, weight)
-        features = jax.vmap(lambda v: flatten(standardizer.forward(scale, v)))(x)
+        values = jax.vmap(partial(standardizer.forward, scale))(x)
         stats = Stats(
             example=example,
             theta={
                 "scale": theta_scale.fit(theta, weight),
-                "linear": fit_linear(features, z, weight),
+                "linear": fit_linear(jax.vmap(features_of)(values), z, weight),
             },
             x={"scale": scale, "range": observed_range(x)},
             num_outside=count_invalid_theta(prior, sims),
@@ -162,7 +164,7 @@ def make_nre(
     def embed_x(params: Params, x: PyTree) -> tuple[PyTree, Array]:
         """Embedding, and features of the regression."""
         value = standardizer.forward(params.stats.x["scale"], x)
-        return embedding_x.apply(params.net["x"], value), flatten(value)
+        return embedding_x.apply(params.net["x"], value), features_of(value)
 
     def logit(params: Params, of_theta: tuple, of_x: tuple) -> Array:
         (u, z, log_prior), (v, features) = of_theta, of_x

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from sbijax.base import Array, LossFn, Params, PyTree, Simulations, fill_zero_weight
-from sbijax.checks import check_count
+from sbijax.checks import check_count, check_positive
 
 __all__ = ["LogRatios", "RatioLoss", "balanced", "nre_a", "nre_b", "nre_c"]
 
@@ -175,8 +175,7 @@ def nre_c(*, num_atoms: int = 10, gamma: float = 1.0) -> RatioLoss:
         Miller, Weniger, Forre. Contrastive neural ratio estimation, 2022.
     """
     num_atoms = check_count(num_atoms, "num_atoms")
-    if not gamma > 0.0:
-        raise ValueError(f"gamma must be positive, got {gamma}.")
+    gamma = check_positive(gamma, "gamma")
     log_odds = jnp.log(gamma / num_atoms)
 
     def score(positive: Array, negative: Array, weight: Array) -> Array:

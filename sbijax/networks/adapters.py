@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sbijax.base import Array, Network, PyTree
+from sbijax.checks import check_network
 
-__all__ = ["flatten", "from_nnx"]
+__all__ = ["flatten", "from_nnx", "pretrained"]
 
 
 def flatten() -> Network:
@@ -26,6 +27,35 @@ def flatten() -> Network:
         return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(inputs)])
 
     return Network(init=lambda key, *inputs: {}, apply=apply)
+
+
+def pretrained(network: Any, params: PyTree, *, frozen: bool = False) -> Network:
+    """A network that starts from parameters that are there already.
+
+    Args:
+        network: any `Network`, or a flax.linen module.
+        params: its parameters.
+        frozen: keep them as they are; by default they are trained further.
+
+    Raises:
+        TypeError: `network` is none.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> from sbijax.networks import pretrained
+        >>> module = nn.Dense(3)
+        >>> params = module.init(jax.random.key(0), jnp.zeros(2))
+        >>> net = pretrained(module, params, frozen=True)
+        >>> net.apply(net.init(jax.random.key(1), jnp.zeros(2)), jnp.ones(2)).shape
+        (3,)
+    """
+    check_network(network, "network")
+    held = jax.tree.map(jnp.asarray, params)
+
+    def apply(trained: PyTree, *inputs: PyTree) -> Any:
+        return network.apply(held if frozen else trained, *inputs)
+
+    return Network(init=lambda key, *inputs: {} if frozen else held, apply=apply)
 
 
 def from_nnx(make_module: Callable[[nnx.Rngs], Any]) -> Network:

@@ -9,32 +9,14 @@ which is a linear map of the concatenation, written so that under `jax.vmap`
 an input shared by the whole batch is mapped once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
 from sbijax.base import Array, Network, PyTree
+from sbijax.networks._layers import Activation, _Join, check_sizes, output_layer
 
 __all__ = ["mlp", "resnet"]
-
-Activation = Callable[[Array], Array]
-
-
-class _Join(nn.Module):
-    """Sum of linear maps of the flattened leaves of the inputs."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, *inputs: PyTree) -> Array:
-        h = self.param("bias", nn.initializers.zeros, (self.features,))
-        for i, leaf in enumerate(jax.tree.leaves(inputs)):
-            flat = jnp.ravel(leaf)
-            if flat.size:
-                h = h + nn.Dense(self.features, use_bias=False, name=f"input_{i}")(flat)
-        return h
 
 
 class _MLP(nn.Module):
@@ -50,7 +32,7 @@ class _MLP(nn.Module):
         h = self.activation(_Join(self.hidden_sizes[0])(*inputs))
         for size in self.hidden_sizes[1:]:
             h = self.activation(nn.Dense(size)(h))
-        return _output(self.num_outputs, self.zero_output)(h)
+        return output_layer(self.num_outputs, self.zero_output)(h)
 
 
 class _ResNet(nn.Module):
@@ -67,13 +49,7 @@ class _ResNet(nn.Module):
             r = nn.Dense(self.hidden_size)(self.activation(h))
             r = nn.Dense(self.hidden_size)(self.activation(r))
             h = h + r
-        return _output(self.num_outputs, self.zero_output)(self.activation(h))
-
-
-def _output(features: int, zero: bool) -> nn.Dense:
-    if zero:
-        return nn.Dense(features, kernel_init=nn.initializers.zeros)
-    return nn.Dense(features)
+        return output_layer(self.num_outputs, self.zero_output)(self.activation(h))
 
 
 def mlp(
@@ -102,7 +78,7 @@ def mlp(
         >>> net.apply(params, jnp.zeros(5)).shape
         (3,)
     """
-    _check_sizes(num_outputs, *hidden_sizes)
+    check_sizes(num_outputs, *hidden_sizes)
     module = _MLP(num_outputs, tuple(hidden_sizes), activation, zero_output)
     return Network(init=module.init, apply=module.apply)
 
@@ -140,11 +116,6 @@ def resnet(
     Reference:
         He, Zhang, Ren, Sun. Identity mappings in deep residual networks, 2016.
     """
-    _check_sizes(num_outputs, hidden_size, num_blocks)
+    check_sizes(num_outputs, hidden_size, num_blocks)
     module = _ResNet(num_outputs, hidden_size, num_blocks, activation, zero_output)
     return Network(init=module.init, apply=module.apply)
-
-
-def _check_sizes(*sizes: int) -> None:
-    if any(int(size) != size or size < 1 for size in sizes):
-        raise ValueError(f"network sizes must be whole numbers >= 1, got {sizes}.")

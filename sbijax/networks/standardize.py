@@ -12,13 +12,23 @@ linear, beyond it grows like a logarithm.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from sbijax.base import Array, PyTree, Standardizer
+from sbijax.base import (
+    Array,
+    PyTree,
+    Standardizer,
+    Trials,
+    data_nodes,
+    is_trials,
+    where_rows,
+)
+from sbijax.checks import check_count, check_record, describe
 
-__all__ = ["no_standardizer", "robust", "zscore"]
+__all__ = ["missing", "no_standardizer", "pooled", "robust", "zscore"]
 
 _NORMAL_IQR = 1.349
 _LINEAR_RANGE = 4.0
@@ -108,33 +118,177 @@ def no_standardizer() -> Standardizer:
     )
 
 
+def pooled(standardizer: Standardizer, *, num_axes: int = 1) -> Standardizer:
+    """Share statistics over the first axes of x: one scale for all pixels, say.
+
+    A convolution expects all places of an image or a series to be alike.
+
+    Args:
+        standardizer: what to fit, such as `robust()`.
+        num_axes: 1 for a series `[T]` or `[T, C]`, 2 for an image `[H, W]` or
+            `[H, W, C]`.
+
+    Raises:
+        TypeError: `standardizer` is none.
+        ValueError: fewer than one axis; (when called) x has fewer axes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sbijax.networks import pooled, zscore
+        >>> image = pooled(zscore(), num_axes=2)
+        >>> stats = image.fit(jnp.zeros((5, 8, 8)).at[:, :4].set(2.0), jnp.ones(5))
+        >>> float(image.forward(stats, jnp.zeros((8, 8)))[0, 0])
+        -1.0
+    """
+    check_record(standardizer, Standardizer, "standardizer", "Make one with robust().")
+    num_axes = check_count(num_axes, "num_axes")
+
+    def to_rows(leaf: Array) -> Array:
+        if leaf.ndim < num_axes:
+            raise ValueError(
+                f"pooling over {num_axes} axes needs x with as many, got "
+                f"{describe(leaf)}."
+            )
+        return leaf.reshape(-1, *leaf.shape[num_axes:])
+
+    def fit(values: PyTree, weight: Array) -> list[PyTree]:
+        def fit_leaf(leaf: Array) -> PyTree:
+            rows = jax.vmap(to_rows)(leaf)
+            size = rows.shape[1]
+            flat = rows.reshape(-1, *rows.shape[2:])
+            if weight.ndim > 1:  # one for each entry
+                return standardizer.fit(flat, weight.reshape(flat.shape))
+            return standardizer.fit(flat, jnp.repeat(weight, size))
+
+        return [fit_leaf(leaf) for leaf in jax.tree.leaves(values)]
+
+    def each(function: Callable) -> Callable:
+        def apply_leaf(stats: PyTree, leaf: Array) -> Array:
+            mapped = jax.vmap(partial(function, stats))(to_rows(leaf))
+            return mapped.reshape(leaf.shape)
+
+        return lambda stats, value: _apply(apply_leaf, stats, value)
+
+    def log_det(stats: list[PyTree], value: PyTree) -> Array:
+        pairs = zip(stats, jax.tree.leaves(value), strict=True)
+        sums = [
+            jnp.sum(jax.vmap(partial(standardizer.log_det, s))(to_rows(leaf)))
+            for s, leaf in pairs
+        ]
+        return sum(sums, jnp.zeros(()))
+
+    return Standardizer(
+        fit=fit,
+        forward=each(standardizer.forward),
+        inverse=each(standardizer.inverse),
+        log_det=log_det,
+    )
+
+
+def missing(standardizer: Standardizer) -> Standardizer:
+    """Mark entries that are NaN: every number becomes two, (value, is there).
+
+    What is missing is left out of the fit and gets the value 0, the middle of the
+    others.  The pair is a last axis: a series `[T]` becomes `[T, 2]`, an image
+    `[H, W]` becomes `[H, W, 2]`, which networks read as channels.
+
+    Args:
+        standardizer: what to fit, such as `robust()` or `pooled(robust())`.
+
+    Raises:
+        TypeError: `standardizer` is none.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sbijax.networks import missing, zscore
+        >>> marked = missing(zscore())
+        >>> stats = marked.fit(jnp.array([[1.0], [jnp.nan], [3.0]]), jnp.ones(3))
+        >>> marked.forward(stats, jnp.array([jnp.nan])).tolist()
+        [[0.0, 0.0]]
+    """
+    check_record(standardizer, Standardizer, "standardizer", "Make one with robust().")
+
+    def fit(values: PyTree, weight: Array) -> list[PyTree]:
+        def fit_leaf(leaf: Array) -> PyTree:
+            there = jnp.isfinite(leaf)
+            seen = there * weight.reshape((-1,) + (1,) * (leaf.ndim - 1))
+            return standardizer.fit(jnp.where(there, leaf, 0.0), seen)
+
+        return [fit_leaf(leaf) for leaf in jax.tree.leaves(values)]
+
+    def forward_leaf(stats: PyTree, leaf: Array) -> Array:
+        there = jnp.isfinite(leaf)
+        value = standardizer.forward(stats, jnp.where(there, leaf, 0.0))
+        return jnp.stack([jnp.where(there, value, 0.0), there.astype(value.dtype)], -1)
+
+    def inverse_leaf(stats: PyTree, pair: Array) -> Array:
+        value = standardizer.inverse(stats, pair[..., 0])
+        return jnp.where(pair[..., 1] > 0, value, jnp.nan)
+
+    def log_det(stats: list[PyTree], value: PyTree) -> Array:
+        raise TypeError("x with missing entries has no density; NLE cannot use it.")
+
+    return Standardizer(
+        fit=fit,
+        forward=partial(_apply, forward_leaf),
+        inverse=partial(_apply, inverse_leaf),
+        log_det=log_det,
+    )
+
+
 def _leafwise(
     fit_leaf: Callable[[Array, Array], dict[str, Array]],
     forward: Callable[[dict[str, Array], Array], Array],
     inverse: Callable[[dict[str, Array], Array], Array],
     log_slope: Callable[[dict[str, Array], Array], Array],
 ) -> Standardizer:
-    """Lift the functions of one array to pytrees; stats are lists over leaves."""
+    """Lift the functions of one array to pytrees; stats are lists over leaves.
 
-    def apply(
-        function: Callable, stats: list[dict[str, Array]], tree: PyTree
-    ) -> PyTree:
-        leaves, structure = jax.tree.flatten(tree)
-        mapped = [function(s, leaf) for s, leaf in zip(stats, leaves, strict=True)]
-        return jax.tree.unflatten(structure, mapped)
+    The rows of `Trials` share their statistics, and those that the mask hides have
+    no effect and become 0.
+    """
 
-    def fit(values: PyTree, weight: Array) -> list[dict[str, Array]]:
-        return [fit_leaf(leaf, weight) for leaf in jax.tree.leaves(values)]
+    def fit(values: PyTree, weight: Array) -> list:
+        return [_fit_node(fit_leaf, node, weight) for node in data_nodes(values)]
 
-    def log_det(stats: list[dict[str, Array]], value: PyTree) -> Array:
-        slopes = jax.tree.leaves(apply(log_slope, stats, value))
-        return sum((jnp.sum(slope) for slope in slopes), jnp.zeros(()))
+    def log_det(stats: list, value: PyTree) -> Array:
+        slopes = _apply(log_slope, stats, value)
+        shown = [s.x if is_trials(s) else s for s in data_nodes(slopes)]
+        return sum((jnp.sum(slope) for slope in jax.tree.leaves(shown)), jnp.zeros(()))
 
     return Standardizer(
         fit=fit,
-        forward=lambda stats, value: apply(forward, stats, value),
-        inverse=lambda stats, value: apply(inverse, stats, value),
+        forward=partial(_apply, forward),
+        inverse=partial(_apply, inverse),
         log_det=log_det,
+    )
+
+
+def _fit_node(fit_leaf: Callable, node: PyTree, weight: Array) -> PyTree:
+    if not is_trials(node):
+        return fit_leaf(node, weight)
+    # One row per simulation and trial.
+    seen = jnp.ravel(weight[:, None] * (node.mask > 0))
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), node.x)
+    return [fit_leaf(leaf, seen) for leaf in jax.tree.leaves(flat)]
+
+
+def _apply(function: Callable, stats: list, tree: PyTree) -> PyTree:
+    """A function of the statistics and one array, on every leaf of one example."""
+
+    def apply_node(s: PyTree, node: PyTree) -> PyTree:
+        if not is_trials(node):
+            return function(s, node)
+        leaves, structure = jax.tree.flatten(node.x)
+        mapped = [
+            where_rows(node.mask, jax.vmap(partial(function, one))(leaf), 0.0)
+            for one, leaf in zip(s, leaves, strict=True)
+        ]
+        return Trials(jax.tree.unflatten(structure, mapped), node.mask)
+
+    nodes, structure = jax.tree.flatten(tree, is_leaf=is_trials)
+    return jax.tree.unflatten(
+        structure, [apply_node(s, node) for s, node in zip(stats, nodes, strict=True)]
     )
 
 

@@ -1,0 +1,127 @@
+"""Convolutional embeddings of series and images on a regular grid.
+
+Every stage is a convolution, and one of stride 2 that halves the grid; what is left
+of the grid is joined, so that the place of a feature is not lost.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from sbijax.base import Array, Network
+from sbijax.checks import describe
+from sbijax.networks._layers import Activation, check_sizes
+
+__all__ = ["conv_1d", "conv_2d"]
+
+
+class _Convolution(nn.Module):
+    num_outputs: int
+    num_axes: int
+    channels: tuple[int, ...]
+    kernel_size: int
+    hidden_size: int
+    activation: Activation
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        h = self._with_channels(x)
+        window = (self.kernel_size,) * self.num_axes
+        for size in self.channels:
+            h = self.activation(nn.Conv(size, window)(h))
+            h = self.activation(nn.Conv(size, window, strides=2)(h))
+        h = self.activation(nn.Dense(self.hidden_size)(jnp.ravel(h)))
+        return nn.Dense(self.num_outputs)(h)
+
+    def _with_channels(self, x: Array) -> Array:
+        """The grid, and all further axes as channels."""
+        if getattr(x, "ndim", 0) < self.num_axes:
+            grid = "[T] or [T, C]" if self.num_axes == 1 else "[H, W] or [H, W, C]"
+            raise ValueError(f"x must be one array {grid}, got {describe(x)}.")
+        return x.reshape(*x.shape[: self.num_axes], -1)
+
+
+def conv_1d(
+    num_outputs: int,
+    *,
+    channels: Sequence[int] = (16, 32, 64),
+    kernel_size: int = 5,
+    hidden_size: int = 64,
+    activation: Activation = nn.relu,
+) -> Network:
+    """Embed a series `[T]` or `[T, C]` by convolutions.
+
+    Args:
+        num_outputs: length of the output vector.
+        channels: channels of each stage; every stage halves the length.
+        kernel_size: points that a convolution sees.
+        hidden_size: width of the layer that joins what is left of the series.
+        activation: elementwise nonlinearity.
+
+    Raises:
+        ValueError: a size is below 1; (when called) x is no such array.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from sbijax.networks import conv_1d
+        >>> net = conv_1d(8)
+        >>> params = net.init(jax.random.key(0), jnp.zeros(50))
+        >>> net.apply(params, jnp.zeros(50)).shape
+        (8,)
+
+    Reference:
+        LeCun, Bottou, Bengio, Haffner. Gradient-based learning applied to document
+        recognition, 1998.
+    """
+    return _convolution(1, num_outputs, channels, kernel_size, hidden_size, activation)
+
+
+def conv_2d(
+    num_outputs: int,
+    *,
+    channels: Sequence[int] = (8, 16, 32),
+    kernel_size: int = 3,
+    hidden_size: int = 64,
+    activation: Activation = nn.relu,
+) -> Network:
+    """Embed an image `[H, W]` or `[H, W, C]` by convolutions.
+
+    Args:
+        num_outputs: length of the output vector.
+        channels: channels of each stage; every stage halves height and width.
+        kernel_size: height and width that a convolution sees.
+        hidden_size: width of the layer that joins what is left of the image.
+        activation: elementwise nonlinearity.
+
+    Raises:
+        ValueError: a size is below 1; (when called) x is no such array.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from sbijax.networks import conv_2d
+        >>> net = conv_2d(8)
+        >>> params = net.init(jax.random.key(0), jnp.zeros((16, 16)))
+        >>> net.apply(params, jnp.zeros((16, 16))).shape
+        (8,)
+
+    Reference:
+        LeCun, Bottou, Bengio, Haffner. Gradient-based learning applied to document
+        recognition, 1998.
+    """
+    return _convolution(2, num_outputs, channels, kernel_size, hidden_size, activation)
+
+
+def _convolution(
+    num_axes: int,
+    num_outputs: int,
+    channels: Sequence[int],
+    kernel_size: int,
+    hidden_size: int,
+    activation: Activation,
+) -> Network:
+    check_sizes(num_outputs, *channels, kernel_size, hidden_size)
+    module = _Convolution(
+        num_outputs, num_axes, tuple(channels), kernel_size, hidden_size, activation
+    )
+    return Network(init=module.init, apply=module.apply)
