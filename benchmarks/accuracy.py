@@ -12,7 +12,7 @@ again.
 
 import argparse
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,9 +37,16 @@ from benchmarks.reference import NUM_OBSERVATIONS, TASKS, load_reference
 
 __all__ = ["main", "print_table", "train_and_draw"]
 
-METHODS = {"npe": sj.make_npe, "nle": sj.make_nle, "nre": sj.make_nre}
+METHODS: dict[str, Callable[[sj.Prior], Any]] = {
+    "npe": sj.make_npe,
+    "nle": sj.make_nle,
+    "nre": sj.make_nre,
+    "fmpe": sj.make_fmpe,
+    "npse": sj.make_npse,
+    "npe_ensemble": lambda prior: sj.ensemble(sj.make_npe(prior)),
+}
 
-GOALS: dict[str, tuple[float | None, float | None]] = {
+DIFFUSION_GOALS: dict[str, tuple[float | None, float | None]] = {
     "two_moons": (0.54, 0.515),
     "slcp": (0.82, 0.70),
     "gaussian_linear": (0.54, 0.52),
@@ -63,6 +70,14 @@ GOALS: dict[str, dict[str, tuple[float | None, float | None]]] = {
         "two_moons": (0.60, 0.54),
         "slcp": (0.90, 0.80),
         "gaussian_linear": (0.56, None),
+        "gaussian_mixture": (None, None),
+    },
+    "fmpe": DIFFUSION_GOALS,
+    "npse": DIFFUSION_GOALS,
+    "npe_ensemble": {
+        "two_moons": (0.53, 0.51),
+        "slcp": (0.78, 0.68),
+        "gaussian_linear": (None, None),
         "gaussian_mixture": (None, None),
     },
 }

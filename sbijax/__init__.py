@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sbijax.base import (
         ChainInfo,
         Density,
+        DiffusionEstimator,
         Estimator,
         LikelihoodEstimator,
         Network,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         Sampler,
         SbijaxWarning,
         Simulations,
+        SolverInfo,
         Standardizer,
         Stats,
         Target,
@@ -36,7 +38,16 @@ if TYPE_CHECKING:
         make_simulations,
         make_trials,
     )
-    from sbijax.estimators import ensemble, iid, make_nle, make_npe, make_nre
+    from sbijax.estimators import (
+        ensemble,
+        iid,
+        make_fmpe,
+        make_nle,
+        make_npe,
+        make_npse,
+        make_nre,
+        with_missing,
+    )
     from sbijax.inference import Posterior, infer
     from sbijax.io import load, save
     from sbijax.learned import LearnedLikelihood, learned_factor
@@ -47,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ChainInfo",
     "Density",
+    "DiffusionEstimator",
     "Estimator",
     "LearnedLikelihood",
     "LikelihoodEstimator",
@@ -58,6 +70,7 @@ __all__ = [
     "Sampler",
     "SbijaxWarning",
     "Simulations",
+    "SolverInfo",
     "Standardizer",
     "Stats",
     "Target",
@@ -73,8 +86,10 @@ __all__ = [
     "learned_factor",
     "load",
     "losses",
+    "make_fmpe",
     "make_nle",
     "make_npe",
+    "make_npse",
     "make_nre",
     "make_prior",
     "make_simulations",
@@ -86,6 +101,7 @@ __all__ = [
     "simulate",
     "simulators",
     "train",
+    "with_missing",
 ]
 
 _MODULES = (
@@ -99,11 +115,12 @@ _MODULES = (
 )
 _HOMES = {
     "base": (
-        "ChainInfo Density Estimator LikelihoodEstimator Network Params Prior "
-        "RatioEstimator Sampler SbijaxWarning Simulations Standardizer Stats Target "
-        "Trials make_simulations make_trials"
+        "ChainInfo Density DiffusionEstimator Estimator LikelihoodEstimator "
+        "Network Params Prior RatioEstimator Sampler SbijaxWarning Simulations "
+        "SolverInfo Standardizer Stats Target Trials make_simulations make_trials"
     ),
-    "estimators": "ensemble iid make_nle make_npe make_nre",
+    "estimators": "ensemble iid make_fmpe make_nle make_npe make_npse make_nre "
+    "with_missing",
     "inference": "Posterior infer",
     "io": "load save",
     "learned": "LearnedLikelihood learned_factor",

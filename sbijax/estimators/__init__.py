@@ -1,9 +1,21 @@
 """One factory per method: assembly of densities, losses and samplers."""
 
 from sbijax.estimators.ensemble import ensemble
+from sbijax.estimators.fmpe import make_fmpe
+from sbijax.estimators.missing import with_missing
 from sbijax.estimators.nle import make_nle
 from sbijax.estimators.npe import make_npe
+from sbijax.estimators.npse import make_npse
 from sbijax.estimators.nre import make_nre
 from sbijax.estimators.trials import iid
 
-__all__ = ["ensemble", "iid", "make_nle", "make_npe", "make_nre"]
+__all__ = [
+    "ensemble",
+    "iid",
+    "make_fmpe",
+    "make_nle",
+    "make_npe",
+    "make_npse",
+    "make_nre",
+    "with_missing",
+]

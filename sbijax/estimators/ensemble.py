@@ -103,10 +103,10 @@ def ensemble(estimator: Estimator, *, num_members: int = 5) -> Estimator:
         def mix(leaf: Array) -> Array:
             return leaf.reshape(num_members * share, *leaf.shape[2:])[order]
 
-        info = info._replace(
-            num_invalid=jnp.sum(info.num_invalid),
-            num_outside=info.num_outside[0],
-            num_entries=info.num_entries[0],
+        # Counts add up, but all members see the same x.
+        total = jax.tree.map(lambda count: jnp.sum(count, axis=0), info)
+        info = total._replace(
+            num_outside=info.num_outside[0], num_entries=info.num_entries[0]
         )
         return jax.tree.map(mix, theta), info
 

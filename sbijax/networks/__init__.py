@@ -2,6 +2,7 @@
 
 from sbijax.networks.adapters import flatten, from_nnx, pretrained
 from sbijax.networks.convolution import conv_1d, conv_2d
+from sbijax.networks.field import field_resnet
 from sbijax.networks.fuse import fuse
 from sbijax.networks.mlp import mlp, resnet
 from sbijax.networks.recurrent import gru
@@ -13,6 +14,7 @@ __all__ = [
     "conv_1d",
     "conv_2d",
     "deep_set",
+    "field_resnet",
     "flatten",
     "from_nnx",
     "fuse",

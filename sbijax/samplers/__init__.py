@@ -4,6 +4,8 @@ Each factory returns a `Sampler`: `(key, target, *, num_samples) -> (positions
 [C, n, D], ChainInfo)`, for a `Target` of prior and likelihood.
 """
 
+from sbijax.samplers.flow_ode import FlowSampler, ode
+from sbijax.samplers.flow_sde import sde
 from sbijax.samplers.importance import importance_resampling
 from sbijax.samplers.mcmc import hmc, mala, nuts, slice_sampling
 from sbijax.samplers.nested import nested_sampling
@@ -17,6 +19,7 @@ from sbijax.samplers.variational import (
 )
 
 __all__ = [
+    "FlowSampler",
     "forward_kl",
     "hmc",
     "importance_resampling",
@@ -24,8 +27,10 @@ __all__ = [
     "mala",
     "nested_sampling",
     "nuts",
+    "ode",
     "pathfinder",
     "reverse_kl",
+    "sde",
     "slice_sampling",
     "tempered_smc",
     "variational",

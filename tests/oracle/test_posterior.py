@@ -1,4 +1,4 @@
-"""Neural posterior estimation finds posteriors that are known in closed form."""
+"""Amortized methods find posteriors that are known in closed form."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -90,30 +90,43 @@ ORACLES = {
 }
 
 
+METHODS = {"npe": sj.make_npe, "fmpe": sj.make_fmpe, "npse": sj.make_npse}
+
+
 class Trained(NamedTuple):
     """An oracle, a trained estimator and observations from the prior."""
 
     oracle: Oracle
-    npe: sj.Estimator
+    estimator: sj.Estimator
     params: sj.Params
     xs: np.ndarray
 
+    def at(self, i):
+        """The posterior of one observation as it was learned."""
+        return sj.infer(self.estimator, self.params, self.xs[i])
 
-@pytest.fixture(scope="module", params=ORACLES, ids=str)
+
+CASES = [("npe", oracle) for oracle in ORACLES]
+CASES += [("fmpe", "linear_gaussian"), ("fmpe", "gamma_poisson")]
+CASES += [("npse", "dirichlet_multinomial")]
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def trained(request):
-    oracle = ORACLES[request.param]()
+    method, name = request.param
+    oracle = ORACLES[name]()
     prior = sj.make_prior(oracle.prior)
     sims_key, train_key, x_key = jax.random.split(jax.random.key(0), 3)
     sims = sj.simulate(
         sims_key, prior, oracle.simulator, num_simulations=10_000, progress=False
     )
-    npe = sj.make_npe(prior)
+    estimator = METHODS[method](prior)
     # Larger batches than by default, for time.
-    params, _ = sj.train(train_key, npe, sims, batch_size=200, progress=False)
+    params, _ = sj.train(train_key, estimator, sims, batch_size=200, progress=False)
     fresh = sj.simulate(
         x_key, prior, oracle.simulator, num_simulations=5, progress=False
     )
-    return Trained(oracle, npe, params, np.asarray(fresh.x))
+    return Trained(oracle, estimator, params, np.asarray(fresh.x))
 
 
 def moments(d):
@@ -140,7 +153,9 @@ def differences(trained, i, log_density):
 def test_density_is_the_exact_one(trained):
     kl, error = np.array(
         [
-            differences(trained, i, sj.infer(trained.npe, trained.params, x).log_prob)
+            differences(
+                trained, i, sj.infer(trained.estimator, trained.params, x).log_prob
+            )
             for i, x in enumerate(trained.xs)
         ]
     ).T
@@ -159,9 +174,7 @@ def test_the_prior_is_far_beyond_the_limit(trained):
 
 def test_draws_have_the_exact_moments(trained):
     for i, x in enumerate(trained.xs):
-        draws = sj.infer(trained.npe, trained.params, x).sample(
-            jax.random.key(200 + i), NUM_DRAWS
-        )
+        draws = trained.at(i).sample(jax.random.key(200 + i), NUM_DRAWS)
         mean, covariance = moments(trained.oracle.posterior(x))
         draws = np.asarray(draws, float).reshape(NUM_DRAWS, -1)[:, : len(mean)]
         whiten = np.linalg.inv(np.linalg.cholesky(covariance))

@@ -1,0 +1,86 @@
+"""Assembly of estimators whose posterior noise is carried to by a field."""
+
+import jax
+import jax.numpy as jnp
+
+from sbijax.base import (
+    Array,
+    DiffusionEstimator,
+    Network,
+    Params,
+    Prior,
+    PyTree,
+    SolverInfo,
+    Standardizer,
+)
+from sbijax.checks import (
+    check_count,
+    check_diffusion_loss,
+    check_flow_sampler,
+    check_network,
+)
+from sbijax.estimators._latent import default_embedding, make_latent
+from sbijax.losses import DiffusionLoss
+from sbijax.networks import field_resnet, resnet
+from sbijax.samplers import FlowSampler, ode
+from sbijax.samplers.flow_ode import FieldAt, log_density_of_flow
+
+__all__ = ["diffusion_posterior"]
+
+
+def diffusion_posterior(
+    prior: Prior,
+    *,
+    loss: DiffusionLoss,
+    network: Network | None,
+    embedding: Network | None,
+    standardizer: Standardizer | None,
+    sampler: FlowSampler | None,
+) -> DiffusionEstimator:
+    """The estimator of one objective; see `make_fmpe` for the arguments."""
+    field = field_resnet() if network is None else network
+    check_network(field, "network")
+    check_diffusion_loss(loss)
+    draw_from: FlowSampler = ode() if sampler is None else sampler
+    check_flow_sampler(draw_from)
+    if embedding is None:
+        embedding = default_embedding(resnet(64, hidden_size=128, num_blocks=3))
+    latent = make_latent(prior, embedding, standardizer)
+
+    def init_model(key: Array, y: Array, context: Array) -> PyTree:
+        return field.init(key, y, y[0], context)
+
+    def field_fn(params: Params, u: Array, angle: Array, context: Array) -> Array:
+        return field.apply(params.net["density"], u, angle, context)
+
+    def field_at(net: PyTree, context: Array) -> FieldAt:
+        return lambda u, angle: field.apply(net, u, angle, context)
+
+    def log_q(net: PyTree, y: Array, context: Array) -> Array:
+        return log_density_of_flow(field_at(net, context), y)
+
+    def draw(
+        net: PyTree, key: Array, context: Array, *, shape: tuple[int, int]
+    ) -> tuple[Array, SolverInfo]:
+        return draw_from(key, field_at(net, context), shape=shape)
+
+    def estimate_log_prob_fn(
+        params: Params, key: Array, theta: PyTree, x: PyTree, *, num_probes: int = 16
+    ) -> tuple[Array, Array]:
+        num_probes = check_count(num_probes, "num_probes", least=2)
+        probes = jax.random.rademacher(key, (num_probes, prior.num_dims), float)
+
+        def log_q(net: PyTree, y: Array, context: Array) -> Array:
+            return log_density_of_flow(field_at(net, context), y, probes)
+
+        each = latent.log_prob(log_q)(params, theta, x)
+        spread = jnp.std(jnp.where(each > -jnp.inf, each, 0.0), ddof=1)
+        return jnp.mean(each), spread / num_probes**0.5
+
+    return DiffusionEstimator(
+        init=latent.init(init_model),
+        loss=loss(latent.encode, field_fn),
+        log_prob=latent.log_prob(log_q),
+        sample=latent.sample(draw),
+        estimate_log_prob=estimate_log_prob_fn,
+    )
