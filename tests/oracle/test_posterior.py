@@ -107,8 +107,7 @@ class Trained(NamedTuple):
 
 
 CASES = [("npe", oracle) for oracle in ORACLES]
-CASES += [("fmpe", "linear_gaussian"), ("fmpe", "gamma_poisson")]
-CASES += [("npse", "dirichlet_multinomial")]
+CASES += [("fmpe", "linear_gaussian"), ("npse", "dirichlet_multinomial")]
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
