@@ -2,7 +2,7 @@
 
 from sbijax.networks.adapters import flatten, from_nnx, pretrained
 from sbijax.networks.convolution import conv_1d, conv_2d
-from sbijax.networks.field import field_resnet
+from sbijax.networks.field import field_resnet, field_transformer
 from sbijax.networks.fuse import fuse
 from sbijax.networks.mlp import mlp, resnet
 from sbijax.networks.recurrent import gru
@@ -15,6 +15,7 @@ __all__ = [
     "conv_2d",
     "deep_set",
     "field_resnet",
+    "field_transformer",
     "flatten",
     "from_nnx",
     "fuse",

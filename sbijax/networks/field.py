@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from sbijax.base import Array, Network, PyTree
 from sbijax.networks._layers import Activation, _Join, check_sizes, output_layer
+from sbijax.networks.transformer import Block, check_heads
 
-__all__ = ["field_resnet"]
+__all__ = ["field_resnet", "field_transformer"]
 
 _NUM_FREQUENCIES = 12
 _MIN_RATIO = 1e-3
@@ -47,13 +48,90 @@ class _FieldResNet(nn.Module):
         return output_layer(u.shape[-1], zero=True)(self.activation(h))
 
 
+class _FieldTransformer(nn.Module):
+    hidden_size: int
+    num_heads: int
+    num_layers: int
+    num_context_tokens: int
+
+    @nn.compact
+    def __call__(self, u: Array, angle: Array, context: PyTree) -> Array:
+        size, num_dims = self.hidden_size, u.shape[-1]
+        at = nn.silu(nn.Dense(size)(angle_features(angle)))
+        places = self.param("places", nn.initializers.normal(), (num_dims, size))
+        of_theta = nn.Dense(size)(u[:, None]) + places
+        of_data = _Join(self.num_context_tokens * size)(context)
+        h = jnp.concatenate([of_theta, of_data.reshape(-1, size)])
+        mask = jnp.ones(len(h), bool)
+        for _ in range(self.num_layers):
+            h = Block(size, self.num_heads)(h + nn.Dense(size)(at), mask)
+        return output_layer(1, zero=True)(nn.LayerNorm()(h[:num_dims]))[:, 0]
+
+
 def field_resnet(
     *,
     hidden_size: int = 128,
     num_blocks: int = 3,
     activation: Activation = nn.silu,
 ) -> Network:
-    """Residual perceptron whose blocks are shifted by the angle and the context."""
+    """Residual perceptron whose blocks are shifted by the angle and the context.
+
+    What comes from the angle and the context alone is computed once for all draws.
+
+    Args:
+        hidden_size: width of every block.
+        num_blocks: number of residual blocks.
+        activation: elementwise nonlinearity.
+
+    Raises:
+        ValueError: a size is below 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from sbijax.networks import field_resnet
+        >>> net = field_resnet()
+        >>> inputs = jnp.zeros(3), jnp.array(0.5), jnp.zeros(8)
+        >>> net.apply(net.init(jax.random.key(0), *inputs), *inputs).shape
+        (3,)
+    """
     check_sizes(hidden_size, num_blocks)
     module = _FieldResNet(hidden_size, num_blocks, activation)
+    return Network(init=module.init, apply=module.apply)
+
+
+def field_transformer(
+    *,
+    hidden_size: int = 64,
+    num_heads: int = 4,
+    num_layers: int = 3,
+    num_context_tokens: int = 4,
+) -> Network:
+    """Attention among one token for each parameter and a few for the context.
+
+    For many parameters that depend on each other in groups.
+
+    Args:
+        hidden_size: width of a token, a multiple of `num_heads`.
+        num_heads: attention heads.
+        num_layers: blocks of attention and perceptron.
+        num_context_tokens: tokens that the context is mapped to.
+
+    Raises:
+        ValueError: a size is below 1 or no multiple of `num_heads`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from sbijax.networks import field_transformer
+        >>> net = field_transformer()
+        >>> inputs = jnp.zeros(3), jnp.array(0.5), jnp.zeros(8)
+        >>> net.apply(net.init(jax.random.key(0), *inputs), *inputs).shape
+        (3,)
+
+    Reference:
+        Gloeckler, Deistler, Weilbach, Wood, Macke. All-in-one simulation-based
+        inference, 2024.
+    """
+    check_sizes(num_heads, num_layers, num_context_tokens)
+    check_heads(hidden_size, num_heads)
+    module = _FieldTransformer(hidden_size, num_heads, num_layers, num_context_tokens)
     return Network(init=module.init, apply=module.apply)

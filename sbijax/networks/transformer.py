@@ -9,7 +9,7 @@ from sbijax.base import Array, Network, PyTree
 from sbijax.networks._layers import check_sizes
 from sbijax.networks.tokens import log_count, to_tokens
 
-__all__ = ["transformer"]
+__all__ = ["Block", "check_heads", "transformer"]
 
 
 class Block(nn.Module):
@@ -20,6 +20,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, mask: Array) -> Array:
+        """Tokens `[T, H]` and which of them `[T]` may be looked at."""
         attend = nn.MultiHeadDotProductAttention(self.num_heads)
         h = h + attend(nn.LayerNorm()(h), mask=mask[None, None, :])
         r = nn.Dense(2 * self.hidden_size)(nn.LayerNorm()(h))
@@ -94,11 +95,17 @@ def transformer(
         Vaswani et al. Attention is all you need, 2017.
         Lee, Lee, Kim, Kosiorek, Choi, Teh. Set transformer, 2019.
     """
-    check_sizes(num_outputs, hidden_size, num_heads, num_layers)
+    check_sizes(num_outputs, num_heads, num_layers)
+    check_heads(hidden_size, num_heads)
+    module = _Transformer(num_outputs, hidden_size, num_heads, num_layers, positional)
+    return Network(init=module.init, apply=module.apply)
+
+
+def check_heads(hidden_size: int, num_heads: int) -> None:
+    """Raise a `ValueError` unless the width divides into heads."""
+    check_sizes(hidden_size)
     if hidden_size % num_heads:
         raise ValueError(
             f"hidden_size must be a multiple of num_heads={num_heads}, got "
             f"{hidden_size}."
         )
-    module = _Transformer(num_outputs, hidden_size, num_heads, num_layers, positional)
-    return Network(init=module.init, apply=module.apply)
