@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from sbijax.inference import Posterior, infer
     from sbijax.io import load, save
     from sbijax.learned import LearnedLikelihood, learned_factor
+    from sbijax.online import train_online
     from sbijax.priors import make_prior
     from sbijax.simulators.simulate import simulate
     from sbijax.training import TrainConfig, TrainInfo, fit, train
@@ -101,6 +102,7 @@ __all__ = [
     "simulate",
     "simulators",
     "train",
+    "train_online",
     "with_missing",
 ]
 
@@ -124,6 +126,7 @@ _HOMES = {
     "inference": "Posterior infer",
     "io": "load save",
     "learned": "LearnedLikelihood learned_factor",
+    "online": "train_online",
     "priors": "make_prior",
     "simulators.simulate": "simulate",
     "training": "TrainConfig TrainInfo fit train",

@@ -24,6 +24,7 @@ LAYERS = {
     "estimators": {"losses", "densities", "networks", "samplers", "priors"},
     "inference": set(),
     "learned": set(),
+    "online": {"training", "simulators"},
     "sequential": {"training", "inference", "simulators"},
     "simulators": {"priors"},
     "diagnostics": set(),
@@ -43,7 +44,7 @@ HOMES = {
     "numpy": set(LAYERS),
     # simulators: the priors of the tasks; learned: sites of models
     "numpyro": {"priors", "simulators", "learned"},
-    "optax": {"training"},
+    "optax": {"training", "online"},
     "orbax": {"training"},
     "scipy": {"diagnostics", "plots"},
     "sklearn": {"diagnostics"},

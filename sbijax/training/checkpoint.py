@@ -121,11 +121,16 @@ def fingerprint(
     # Output layers that start at zero hide the layers before them.
     net = jax.tree.map(lambda p: p + 0.1, state.net)
     loss = jax.jit(estimator.loss)(Params(net, state.stats), jax.random.key(0), few)
-    settings = {k: v for k, v in config._asdict().items() if k != "optimizer"}
+    functions = ("optimizer", "source")
+    settings = {k: v for k, v in config._asdict().items() if k not in functions}
     update = None
     if config.optimizer is not None:
         ones = jax.tree.map(jnp.ones_like, state.net)
         update = _digest(config.optimizer.update(ones, state.opt_state, state.net)[0])
+    source = None
+    if config.source is not None:
+        few = config.source.simulate(jax.random.key(0), 4)
+        source = [config.source.steps_per_epoch, _digest(few)]
     return {
         "format": FORMAT,
         "config": settings,
@@ -135,6 +140,7 @@ def fingerprint(
         "rates": [float(state.learning_rate), float(state.weight_decay)],
         "estimator": [_digest((state.net, state.stats)), f"{float(loss):.6g}"],
         "optimizer": update,
+        "source": source,
     }
 
 
@@ -162,6 +168,7 @@ def _check_identity(
         "rates": "another learning_rate or weight_decay",
         "estimator": "another estimator of the same shapes",
         "optimizer": "another optimizer",
+        "source": "another prior or simulator",
     }
     for field, reason in reasons.items():
         if found.get(field) != expected[field]:

@@ -7,6 +7,7 @@ parameters all live in the carry.  So a whole run is one compiled program, and
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sbijax.base import Array, Estimator, Params, PyTree, Simulations
+from sbijax.base import Array, Estimator, Params, Prior, PyTree, Simulations
 from sbijax.checks import check_key
 
 __all__ = [
+    "Source",
     "TrainConfig",
     "TrainInfo",
     "TrainState",
@@ -35,7 +37,8 @@ class TrainConfig(NamedTuple):
     best from noisy steps.  `optimizer` replaces the default (clipping, Adam,
     decoupled weight decay) together with its learning rate; `patience` epochs
     without a better validation loss lower the learning rate and the weight decay,
-    and after `num_decays` of them training stops.
+    and after `num_decays` of them training stops.  With a `source` the batches are
+    fresh simulations, and the data at hand serve for validation.
     """
 
     batch_size: int | None = None
@@ -44,6 +47,20 @@ class TrainConfig(NamedTuple):
     patience: int = 10
     num_decays: int = 2
     optimizer: optax.GradientTransformation | None = None
+    source: "Source | None" = None
+
+
+class Source(NamedTuple):
+    """Where fresh batches come from: `draw(key, prior, simulator, num_rows)`."""
+
+    draw: Callable[..., Simulations]
+    prior: Prior
+    simulator: Callable[[Array, PyTree], PyTree]
+    steps_per_epoch: int
+
+    def simulate(self, key: Array, num_rows: int) -> Simulations:
+        """A batch of new simulations."""
+        return self.draw(key, self.prior, self.simulator, num_rows)
 
 
 class TrainState(NamedTuple):
@@ -225,6 +242,8 @@ def _train_epoch(
     config: TrainConfig,
 ) -> tuple[TrainState, Array]:
     """One pass over the training rows in random order; the mean training loss."""
+    if config.source is not None:
+        return _train_on_fresh(state, loss_key, estimator, config)
     size = state.rows.shape[0]
     batch_size = min(config.batch_size or min(500, max(50, size // 100)), size)
     draw = jax.random.uniform(shuffle_key, (size,))
@@ -249,6 +268,27 @@ def _train_epoch(
     start = (state, jnp.zeros((), state.best_loss.dtype))
     state, total = jax.lax.fori_loop(0, num_batches, step, start)
     return state, total / num_batches
+
+
+def _train_on_fresh(
+    state: TrainState, key: Array, estimator: Estimator, config: TrainConfig
+) -> tuple[TrainState, Array]:
+    """Steps on batches that are simulated for them; the mean training loss."""
+    source, batch_size = config.source, config.batch_size
+    assert source is not None
+    assert batch_size is not None
+
+    def step(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
+        state, total = carry
+        sims_key, loss_key = jax.random.split(jax.random.fold_in(key, i))
+        batch = source.simulate(sims_key, batch_size)
+        share = jnp.mean(batch.weight) / state.mean_weight
+        state, loss = _update(state, loss_key, batch, share, estimator, config)
+        return state, total + loss
+
+    start = (state, jnp.zeros((), state.best_loss.dtype))
+    state, total = jax.lax.fori_loop(0, source.steps_per_epoch, step, start)
+    return state, total / source.steps_per_epoch
 
 
 def _update(

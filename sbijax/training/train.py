@@ -34,7 +34,7 @@ from sbijax.training.fit import (
     run_epochs,
 )
 
-__all__ = ["train"]
+__all__ = ["make_config", "run_training", "train"]
 
 _SECONDS_PER_CALL = 0.5
 _SECONDS_PER_CHECKPOINT = 30.0
@@ -111,9 +111,33 @@ def train(
     if estimator.loss is None:
         raise TypeError("this estimator is training-free: call infer without train.")
     sims = make_simulations(sims.theta, sims.x, sims.weight)
-    config = _make_config(
+    config = make_config(
         batch_size, max_epochs, validation_fraction, patience, num_decays, optimizer
     )
+    return run_training(
+        key,
+        estimator,
+        sims,
+        config,
+        learning_rate,
+        weight_decay,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+
+
+def run_training(
+    key: Array,
+    estimator: Estimator,
+    sims: Simulations,
+    config: TrainConfig,
+    learning_rate: float | Array,
+    weight_decay: float | Array,
+    *,
+    checkpoint: str | os.PathLike[str] | None,
+    progress: bool,
+) -> tuple[Params, TrainInfo]:
+    """`fit` for people; see `train` for the arguments."""
     rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((key, sims, rates))):
         if checkpoint is not None:
@@ -131,7 +155,12 @@ def train(
             saved = stack.enter_context(open_checkpoint(checkpoint, identity))
             state = saved.restore(state) or state
         bar = stack.enter_context(
-            tqdm(total=max_epochs, desc="training", unit="epoch", disable=not progress)
+            tqdm(
+                total=config.max_epochs,
+                desc="training",
+                unit="epoch",
+                disable=not progress,
+            )
         )
         written = time.monotonic()
         latest = [state]
@@ -151,7 +180,7 @@ def train(
                 f"training was interrupted after {int(latest[-1].epoch)} epochs; the "
                 "best parameters so far are returned.",
                 SbijaxWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         state = latest[-1]
         if saved:
@@ -191,7 +220,7 @@ def _show(bar: tqdm, state: TrainState) -> None:
     bar.update(epoch - bar.n)
 
 
-def _make_config(
+def make_config(
     batch_size: int | None,
     max_epochs: int,
     validation_fraction: float,
@@ -243,7 +272,7 @@ def _report_weights(sims: Simulations) -> None:
             f"{num_zero:,} of {size:,} simulations have weight 0 and are left out; "
             "what is learned is the posterior given that the simulator succeeds.",
             SbijaxWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -260,7 +289,7 @@ def _report_outside(state: TrainState) -> None:
     if num_outside == num_valid:
         raise ValueError(message)
     if num_outside > 0.05 * num_valid:  # a few draws may underflow to the bound
-        warnings.warn(message, SbijaxWarning, stacklevel=3)
+        warnings.warn(message, SbijaxWarning, stacklevel=4)
 
 
 def _still_falling(info: TrainInfo) -> bool:
@@ -307,4 +336,4 @@ def _report(info: TrainInfo, config: TrainConfig) -> None:
             "skipped; lower learning_rate if there are many."
         )
     for message in messages:
-        warnings.warn(message, SbijaxWarning, stacklevel=3)
+        warnings.warn(message, SbijaxWarning, stacklevel=4)
