@@ -18,6 +18,7 @@ from sbijax.base import (
     RatioEstimator,
     SampleInfo,
     Simulations,
+    SolverInfo,
 )
 from sbijax.checks import check_count, check_record
 
@@ -103,11 +104,13 @@ def ensemble(estimator: Estimator, *, num_members: int = 5) -> Estimator:
         def mix(leaf: Array) -> Array:
             return leaf.reshape(num_members * share, *leaf.shape[2:])[order]
 
-        # Counts add up, but all members see the same x.
+        # Draws add up; x is the same for all members, and so are the steps at most.
         total = jax.tree.map(lambda count: jnp.sum(count, axis=0), info)
-        info = total._replace(
+        total = total._replace(
             num_outside=info.num_outside[0], num_entries=info.num_entries[0]
         )
-        return jax.tree.map(mix, theta), info
+        if isinstance(info, SolverInfo):
+            total = total._replace(num_steps=jnp.max(info.num_steps))
+        return jax.tree.map(mix, theta), total
 
     return Estimator(init=init_fn, loss=loss_fn, log_prob=log_prob_fn, sample=sample_fn)

@@ -45,7 +45,8 @@ def make_npse(
     Returns:
         The estimator; `log_prob` is the density of the probability flow, whose
         divergence is exact and costs D products with the derivative of the
-        network a step.
+        network a step.  It is NaN where the solver needs more than 1,000
+        steps, and has no forward-mode derivative.
 
     Raises:
         TypeError: an argument is not of its kind.

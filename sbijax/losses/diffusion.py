@@ -83,7 +83,7 @@ def flow_matching(
         Wildberger, Dax, Buchholz, Green, Macke, Schoelkopf. Flow matching for
         scalable simulation-based inference, 2023.
     """
-    if not time_exponent > -1.0:
+    if not -1.0 < time_exponent < math.inf:
         raise ValueError(f"time_exponent must be above -1, got {time_exponent}.")
     if not 0.0 <= min_scale < 1.0:
         raise ValueError(f"min_scale must be at least 0 and below 1, got {min_scale}.")
@@ -92,7 +92,7 @@ def flow_matching(
         t = quantile ** (1.0 / (1.0 + time_exponent))
         return jnp.arctan2(1.0 - (1.0 - min_scale) * t, t)
 
-    # v = -F / r with the length r = 1 / (sin + cos) of the path.
+    # v = r' u + F / r, where r = 1 / (sin + cos) is the length of the path.
     return _regress(
         angle_of, lambda angle: (jnp.sin(angle) + jnp.cos(angle)) ** 2, num_draws
     )
@@ -138,6 +138,8 @@ def edm(
         diffusion-based generative models, 2022.
     """
     scale = check_positive(scale, "scale")
+    if not math.isfinite(location):
+        raise ValueError(f"location must be a finite number, got {location}.")
 
     def angle_of(quantile: Array) -> Array:
         inside = jnp.clip(quantile, 1e-6, 1.0 - 1e-6)

@@ -23,8 +23,10 @@ __all__ = ["FieldAt", "FlowSampler", "angle_at", "log_density_of_flow", "ode"]
 
 FieldAt = Callable[[Array, Array], Array]
 
-_TOLERANCE = 1e-4
+_TOLERANCE = 1e-5
+_TOLERANCE_OF_DENSITY = 1e-4
 _MAX_STEPS = 100
+_MAX_STEPS_OF_DENSITY = 1_000
 _FIRST_STEP = 0.05
 _LARGEST_SHARE = 0.5
 _POWER = 2.0
@@ -46,11 +48,12 @@ def ode(
     """Solve the probability flow with steps that adapt to its error.
 
     All draws take the same steps, sized by the root mean square of their errors.
-    What one draw adds to it is bounded, so that none slows a hundred others.
+    What one draw adds to it is bounded, so that none slows hundreds of others.
 
     Args:
         tolerance: error allowed in a step, absolute and relative to y, which is of
-            order one.
+            order one before x is known: a posterior narrower than two hundred
+            tolerances needs a smaller one.
         max_num_steps: steps after which the draws stop where they are; `info`
             then says that they failed.
 
@@ -105,8 +108,8 @@ def log_density_of_flow(
     y: Array,
     probes: Array | None = None,
     *,
-    tolerance: float = _TOLERANCE,
-    max_num_steps: int = _MAX_STEPS,
+    tolerance: float = _TOLERANCE_OF_DENSITY,
+    max_num_steps: int = _MAX_STEPS_OF_DENSITY,
 ) -> Array:
     """log p(y) of one y `[D]`, NaN where the solver does not arrive.
 
@@ -152,7 +155,10 @@ def _solve(
     """The state at the end, the number of steps, and whether it arrived there."""
     import diffrax
 
+    dtype = jax.tree.leaves(start)[0].dtype
+
     def velocity(time: Any, state: PyTree, args: Any) -> PyTree:
+        time = jnp.asarray(time, dtype)
         speed = 0.5 * math.pi * _POWER * time ** (_POWER - 1.0)
         return jax.tree.map(lambda leaf: speed * leaf, slope(angle_at(time), state))
 
@@ -175,7 +181,11 @@ def _solve(
 
 
 def _bounded_error(error: Array) -> Array:
-    """Root mean square over draws `[S, D]`, half of 1 at most from any one of them."""
+    """Root mean square over draws `[S, D]`, to which none adds without bound.
+
+    Of 400 draws or more, one adds half of what is allowed at most; one that is not
+    finite any more adds nothing.
+    """
     each = jnp.mean(error**2, axis=1)
     largest = max(10.0, _LARGEST_SHARE * len(each) ** 0.5)
     each = jnp.where(jnp.isfinite(each), jnp.minimum(each, largest**2), 0.0)

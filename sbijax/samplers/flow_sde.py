@@ -24,7 +24,9 @@ def sde(*, num_steps: int = 100, noise: float = 1.0) -> FlowSampler:
     """Reverse the diffusion in a fixed number of steps, one evaluation each.
 
     Args:
-        num_steps: steps from noise to data.
+        num_steps: steps from noise to data.  The error falls as one over their
+            number: with 100, draws from a posterior a hundred times narrower than
+            the prior have a standard deviation 14 % too small.
         noise: share of the noise that is drawn anew, from 0 (none: the
             probability flow, first order) to 1 (the reverse diffusion).
 

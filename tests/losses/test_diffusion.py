@@ -178,6 +178,8 @@ def test_a_batch_without_weight_has_no_loss():
         (lambda: flow_matching(time_exponent=-1.0), "time_exponent must be above -1"),
         (lambda: flow_matching(min_scale=1.0), "min_scale must be at least 0"),
         (lambda: edm(scale=0.0), "scale must be positive"),
+        (lambda: edm(location=np.nan), "location must be a finite number"),
+        (lambda: flow_matching(time_exponent=np.inf), "time_exponent must be above"),
         (lambda: edm(num_draws=0), "num_draws must be at least 1"),
         (lambda: ve(min_scale=2.0, max_scale=1.0), "min_scale must be below max_scale"),
         (lambda: ve(min_scale=0.0), "min_scale must be positive"),

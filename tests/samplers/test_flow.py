@@ -73,6 +73,16 @@ def test_draws_of_narrow_modes(name):
         assert abs(y[side].std() / scale - 1.0) < 0.07
 
 
+def test_a_very_narrow_posterior_keeps_its_width():
+    scale = 0.003
+    field = field_of_mixture([1.0], [[1.0]], [scale])
+    y, info = jax.jit(lambda key: ode()(key, field, shape=(4_000, 1)))(
+        jax.random.key(7)
+    )
+    assert abs(np.std(np.asarray(y, float)) / scale - 1.0) < 0.07
+    assert int(info.num_failed) == 0
+
+
 def test_log_density_of_a_normal():
     y = jax.random.normal(jax.random.key(2), (50, 2))
     found = jax.jit(jax.vmap(lambda y: log_density_of_flow(normal_field, y)))(y)
