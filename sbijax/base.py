@@ -38,6 +38,7 @@ __all__ = [
     "Target",
     "Trials",
     "check_trials",
+    "clear_hidden",
     "count_invalid",
     "data_nodes",
     "fill_zero_weight",
@@ -375,6 +376,7 @@ def make_simulations(
         [1.0, 0.0, 1.0]
     """
     theta, x = _to_arrays(theta, "theta"), _to_arrays(x, "x")
+    x = clear_hidden(x, batched=True)
     weights = None if weight is None else _to_arrays(weight, "weight")
     sizes = _num_rows({"theta": theta, "x": x, "weight": weights})
     if len(set(sizes.values())) != 1 or None in sizes.values():
@@ -514,6 +516,31 @@ def is_trials(node: PyTree) -> bool:
         True
     """
     return isinstance(node, Trials)
+
+
+def clear_hidden(x: PyTree, *, batched: bool = False) -> PyTree:
+    """Zeros in the rows of `Trials` that the mask hides.
+
+    Args:
+        x: one x, or a batch of them.
+        batched: whether the leaves have an axis of simulations.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sbijax.base import Trials, clear_hidden
+        >>> x = Trials(jnp.array([1.0, jnp.nan]), jnp.array([True, False]))
+        >>> clear_hidden(x).x.tolist()
+        [1.0, 0.0]
+    """
+
+    def clear(node: PyTree) -> PyTree:
+        if not is_trials(node):
+            return node
+        one = partial(where_rows, other=0.0)
+        rows = jax.vmap(one) if batched else one
+        return Trials(jax.tree.map(lambda a: rows(node.mask, a), node.x), node.mask)
+
+    return jax.tree.map(clear, x, is_leaf=is_trials)
 
 
 def count_invalid(draws: Array) -> Array:

@@ -17,8 +17,9 @@ from sbijax.base import (
     SampleInfo,
     SbijaxWarning,
     SolverInfo,
-    Trials,
     check_trials,
+    clear_hidden,
+    is_trials,
 )
 from sbijax.checks import check_count, check_finite, check_key, check_like, check_record
 
@@ -78,8 +79,8 @@ def infer(estimator: Estimator, params: Params, x: PyTree) -> Posterior:
     example = params.stats.example.x
     x = (
         check_trials(x, example)
-        if isinstance(x, Trials) and not isinstance(example, Trials)
-        else check_like(x, example, "x")
+        if is_trials(x) and not is_trials(example)
+        else clear_hidden(check_like(x, example, "x"))
     )
     check_finite(x, "x", example)
 

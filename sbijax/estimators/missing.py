@@ -17,6 +17,8 @@ from sbijax.base import (
     Params,
     PyTree,
     Simulations,
+    data_nodes,
+    is_trials,
 )
 from sbijax.checks import check_fraction, check_record
 
@@ -30,7 +32,8 @@ def with_missing(
 ) -> Any:
     """Let an estimator answer observations with missing entries, given as NaN.
 
-    It needs a standardizer that marks them: `networks.missing(robust())`.
+    It needs a standardizer that marks them, `networks.missing(robust())`; with
+    another the loss is never finite, and `train` says so.
 
     Args:
         estimator: made with `standardizer=networks.missing(...)`; any neural method
@@ -81,6 +84,11 @@ def with_missing(
         return sims._replace(x=jax.vmap(hide_one)(keys, sims.x))
 
     def init_fn(key: Array, sims: Simulations) -> Params:
+        if any(map(is_trials, data_nodes(sims.x))):
+            raise ValueError(
+                "with_missing hides entries of arrays; x holds Trials, whose mask "
+                "hides rows without it."
+            )
         params = estimator.init(key, sims)
         example = params.stats.example
         # An example with nothing in it says that entries may be missing.

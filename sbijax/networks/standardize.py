@@ -160,7 +160,7 @@ def pooled(standardizer: Standardizer, *, num_axes: int = 1) -> Standardizer:
                 return standardizer.fit(flat, weight.reshape(flat.shape))
             return standardizer.fit(flat, jnp.repeat(weight, size))
 
-        return [fit_leaf(leaf) for leaf in jax.tree.leaves(values)]
+        return [fit_leaf(leaf) for leaf in _plain_leaves(values, "pooled")]
 
     def each(function: Callable) -> Callable:
         def apply_leaf(stats: PyTree, leaf: Array) -> Array:
@@ -214,7 +214,7 @@ def missing(standardizer: Standardizer) -> Standardizer:
             seen = there * weight.reshape((-1,) + (1,) * (leaf.ndim - 1))
             return standardizer.fit(jnp.where(there, leaf, 0.0), seen)
 
-        return [fit_leaf(leaf) for leaf in jax.tree.leaves(values)]
+        return [fit_leaf(leaf) for leaf in _plain_leaves(values, "missing")]
 
     def forward_leaf(stats: PyTree, leaf: Array) -> Array:
         there = jnp.isfinite(leaf)
@@ -262,6 +262,17 @@ def _leafwise(
         inverse=partial(_apply, inverse),
         log_det=log_det,
     )
+
+
+def _plain_leaves(values: PyTree, name: str) -> list:
+    """The leaves of values without `Trials`."""
+    nodes = data_nodes(values)
+    if any(map(is_trials, nodes)):
+        raise ValueError(
+            f"{name} cannot read Trials. Their rows share statistics under robust() "
+            "and zscore() already, and their mask hides rows that are missing."
+        )
+    return nodes
 
 
 def _fit_node(fit_leaf: Callable, node: PyTree, weight: Array) -> PyTree:

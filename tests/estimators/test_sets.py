@@ -60,6 +60,29 @@ def test_padding_changes_no_statistic(sims):
         np.testing.assert_array_equal(a, b)
 
 
+def test_nan_in_padding_is_no_failure(sims):
+    npe = small(sj.make_npe)
+    junk = with_padding(sims, np.nan)
+    again = sj.make_simulations(junk.theta, junk.x, sims.weight)
+    assert np.all(again.weight == 1.0)
+    params = npe.init(jax.random.key(1), again)
+    padded = sj.make_trials(np.array([0.4, -0.2]), num_padded=CAPACITY)
+    holes = padded._replace(x=padded.x.at[2:].set(jnp.nan))
+    values = [sj.infer(npe, params, x).log_prob(0.3) for x in (padded, holes)]
+    assert values[0] == values[1]
+    with pytest.raises(ValueError, match="non-finite"):
+        sj.infer(npe, params, padded._replace(x=padded.x.at[0].set(jnp.nan)))
+
+
+@pytest.mark.parametrize("wrap", [networks.missing, networks.pooled])
+def test_standardizers_of_arrays_refuse_trials(sims, wrap):
+    npe = small(sj.make_npe, standardizer=wrap(networks.robust()))
+    with pytest.raises(ValueError, match="cannot read Trials"):
+        npe.init(jax.random.key(1), sims)
+    with pytest.raises(ValueError, match="x holds Trials"):
+        sj.with_missing(small(sj.make_npe)).init(jax.random.key(1), sims)
+
+
 def test_entries_outside_are_counted_where_they_count(sims):
     npe = small(sj.make_npe)
     params = npe.init(jax.random.key(1), sims)
