@@ -100,9 +100,11 @@ def test_every_setting_reaches_the_run(monkeypatch):
         raise Seen(config, learning_rate, weight_decay)
 
     config = TrainConfig(5, 7, 0.5, 2, 0, optax.sgd(0.1))
+    settings = config._asdict()
+    assert settings.pop("source") is None  # what train_online has for sims
     monkeypatch.setattr(train_module, "init_state", look)
     with pytest.raises(Seen) as seen:
-        run(**config._asdict(), learning_rate=0.2, weight_decay=0.3)
+        run(**settings, learning_rate=0.2, weight_decay=0.3)
     assert seen.value.args == (config, 0.2, 0.3)
     with pytest.raises(Seen) as seen:
         sj.train(jax.random.key(0), LINEAR, linear_data())
