@@ -80,10 +80,11 @@ def train_online(
         ...     return theta + jax.random.normal(key)
         >>> npe = sj.make_npe(prior, density=sj.densities.mdn(num_components=1))
         >>> params, info = sj.train_online(
-        ...     jax.random.key(0), npe, prior, simulator, max_epochs=2, progress=False
+        ...     jax.random.key(0), npe, prior, simulator,
+        ...     steps_per_epoch=20, patience=2, num_decays=0, progress=False,
         ... )
-        >>> int(info.num_epochs)
-        2
+        >>> bool(info.converged)
+        True
 
     Reference:
         Radev, Mertens, Voss, Ardizzone, Koethe. BayesFlow: learning complex
