@@ -42,6 +42,7 @@ __all__ = [
     "count_invalid",
     "data_nodes",
     "fill_zero_weight",
+    "holds_trials",
     "is_trials",
     "make_simulations",
     "make_trials",
@@ -505,6 +506,17 @@ def data_nodes(x: PyTree) -> list:
         2
     """
     return jax.tree.leaves(x, is_leaf=is_trials)
+
+
+def holds_trials(x: PyTree) -> bool:
+    """Whether any part of x is a `Trials`.
+
+    Example:
+        >>> from sbijax.base import holds_trials, make_trials
+        >>> holds_trials({"set": make_trials([1.0])})
+        True
+    """
+    return any(map(is_trials, data_nodes(x)))
 
 
 def is_trials(node: PyTree) -> bool:

@@ -14,6 +14,7 @@ from sbijax.base import (
     is_trials,
     where_rows,
 )
+from sbijax.networks.tokens import masked_mean
 
 __all__ = [
     "count_invalid_theta",
@@ -62,12 +63,7 @@ def features_of(x: PyTree) -> Array:
     def summarise(node: PyTree) -> PyTree:
         if not is_trials(node):
             return node
-        count = jnp.maximum(jnp.sum(node.mask > 0), 1)
-
-        def mean(leaf: Array) -> Array:
-            return jnp.sum(where_rows(node.mask, leaf, 0.0), axis=0) / count
-
-        return jax.tree.map(mean, node.x)
+        return jax.tree.map(lambda leaf: masked_mean(leaf, node.mask > 0), node.x)
 
     return flatten(jax.tree.map(summarise, x, is_leaf=is_trials))
 

@@ -1,5 +1,7 @@
 """Assembly of estimators whose posterior noise is carried to by a field."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -50,14 +52,16 @@ def diffusion_posterior(
     def init_model(key: Array, y: Array, context: Array) -> PyTree:
         return field.init(key, y, y[0], context)
 
-    def field_fn(params: Params, u: Array, angle: Array, context: Array) -> Array:
-        return field.apply(params.net["density"], u, angle, context)
-
     def field_at(net: PyTree, context: Array) -> FieldAt:
         return lambda u, angle: field.apply(net, u, angle, context)
 
-    def log_q(net: PyTree, y: Array, context: Array) -> Array:
-        return log_density_of_flow(field_at(net, context), y)
+    def field_fn(params: Params, u: Array, angle: Array, context: Array) -> Array:
+        return field_at(params.net["density"], context)(u, angle)
+
+    def log_q(
+        net: PyTree, y: Array, context: Array, probes: Array | None = None
+    ) -> Array:
+        return log_density_of_flow(field_at(net, context), y, probes)
 
     def draw(
         net: PyTree, key: Array, context: Array, *, shape: tuple[int, int]
@@ -70,10 +74,7 @@ def diffusion_posterior(
         num_probes = check_count(num_probes, "num_probes", least=2)
         probes = jax.random.rademacher(key, (num_probes, prior.num_dims), float)
 
-        def log_q(net: PyTree, y: Array, context: Array) -> Array:
-            return log_density_of_flow(field_at(net, context), y, probes)
-
-        each = latent.log_prob(log_q)(params, theta, x)
+        each = latent.log_prob(partial(log_q, probes=probes))(params, theta, x)
         spread = jnp.std(jnp.where(each > -jnp.inf, each, 0.0), ddof=1)
         return jnp.mean(each), spread / num_probes**0.5
 

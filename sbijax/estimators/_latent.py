@@ -25,7 +25,7 @@ from sbijax.base import (
     Simulations,
     Standardizer,
     Stats,
-    data_nodes,
+    holds_trials,
     is_trials,
 )
 from sbijax.checks import (
@@ -127,15 +127,20 @@ def make_latent(
         context = embedding.apply(params.net["embedding"], value)
         return context.astype(features.dtype), features
 
-    def encode(params: Params, theta: PyTree, x: PyTree) -> tuple[Array, Array]:
+    def encode_with_vector(
+        params: Params, theta: PyTree, x: PyTree
+    ) -> tuple[Array, Array, Array]:
         context, features = see(params, x)
         z = prior.to_vector(theta)
-        return to_residual(params.stats.theta, z, features), context
+        return to_residual(params.stats.theta, z, features), context, z
+
+    def encode(params: Params, theta: PyTree, x: PyTree) -> tuple[Array, Array]:
+        return encode_with_vector(params, theta, x)[:2]
 
     def log_density(log_q: Callable[[PyTree, Array, Array], Array]) -> LogProbFn:
         def log_density_fn(params: Params, theta: PyTree, x: PyTree) -> Array:
-            y, context = encode(params, theta, x)
-            log_det = params.stats.theta.log_det - prior.log_det(prior.to_vector(theta))
+            y, context, z = encode_with_vector(params, theta, x)
+            log_det = params.stats.theta.log_det - prior.log_det(z)
             return log_q(params.net["density"], y, context) + log_det
 
         return log_density_fn
@@ -186,7 +191,7 @@ def default_embedding(of_entries: Network) -> Network:
     def choose(x: PyTree) -> Network:
         if is_trials(x):
             return of_rows
-        if any(map(is_trials, data_nodes(x))):
+        if holds_trials(x):
             raise ValueError(
                 "x holds Trials among other things: give an embedding of x, such as "
                 f"networks.fuse of one network per entry. Got {describe(x)}."

@@ -17,8 +17,7 @@ from sbijax.base import (
     Params,
     PyTree,
     Simulations,
-    data_nodes,
-    is_trials,
+    holds_trials,
 )
 from sbijax.checks import check_fraction, check_record
 
@@ -84,7 +83,7 @@ def with_missing(
         return sims._replace(x=jax.vmap(hide_one)(keys, sims.x))
 
     def init_fn(key: Array, sims: Simulations) -> Params:
-        if any(map(is_trials, data_nodes(sims.x))):
+        if holds_trials(sims.x):
             raise ValueError(
                 "with_missing hides entries of arrays; x holds Trials, whose mask "
                 "hides rows without it."

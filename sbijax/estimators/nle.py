@@ -28,8 +28,7 @@ from sbijax.base import (
     Simulations,
     Standardizer,
     Stats,
-    data_nodes,
-    is_trials,
+    holds_trials,
 )
 from sbijax.checks import check_like, check_network, check_record, describe
 from sbijax.densities import maf, mixed, nsf_autoregressive
@@ -128,7 +127,7 @@ def make_nle(
 
     def init_fn(key: Array, sims: Simulations) -> Params:
         embedding_key, density_key = jax.random.split(key)
-        if any(map(is_trials, data_nodes(sims.x))):
+        if holds_trials(sims.x):
             raise ValueError(
                 "NLE learns the density of one trial, but x holds Trials. Simulate "
                 "single trials, and give the repeated ones to iid(nle, prior)."

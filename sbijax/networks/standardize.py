@@ -23,6 +23,7 @@ from sbijax.base import (
     Standardizer,
     Trials,
     data_nodes,
+    holds_trials,
     is_trials,
     where_rows,
 )
@@ -266,13 +267,12 @@ def _leafwise(
 
 def _plain_leaves(values: PyTree, name: str) -> list:
     """The leaves of values without `Trials`."""
-    nodes = data_nodes(values)
-    if any(map(is_trials, nodes)):
+    if holds_trials(values):
         raise ValueError(
             f"{name} cannot read Trials. Their rows share statistics under robust() "
             "and zscore() already, and their mask hides rows that are missing."
         )
-    return nodes
+    return jax.tree.leaves(values)
 
 
 def _fit_node(fit_leaf: Callable, node: PyTree, weight: Array) -> PyTree:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from sbijax.base import Array, PyTree, is_trials, where_rows
 from sbijax.checks import describe
 
-__all__ = ["Tokens", "masked_mean", "to_tokens"]
+__all__ = ["Tokens", "log_count", "masked_mean", "to_tokens"]
 
 
 class Tokens(NamedTuple):
@@ -45,7 +45,7 @@ def to_tokens(x: PyTree) -> Tokens:
 
 
 def masked_mean(rows: Array, mask: Array) -> Array:
-    """Mean over the rows `[T, H]` that count, 0 if there are none."""
+    """Mean over the rows `[T, ...]` that count, 0 if there are none."""
     total = jnp.sum(where_rows(mask, rows, 0.0), axis=0)
     return total / jnp.maximum(jnp.sum(mask), 1)
 
