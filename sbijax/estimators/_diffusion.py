@@ -25,7 +25,8 @@ from sbijax.estimators._latent import default_embedding, make_latent
 from sbijax.losses import DiffusionLoss
 from sbijax.networks import field_resnet, resnet
 from sbijax.samplers import FlowSampler, ode
-from sbijax.samplers.flow_ode import FieldAt, log_density_of_flow
+from sbijax.samplers.flow_density import log_density_of_flow
+from sbijax.samplers.flow_ode import FieldAt
 
 __all__ = ["diffusion_posterior"]
 

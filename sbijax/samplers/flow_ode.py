@@ -1,12 +1,8 @@
-"""Draws along the probability flow of a diffusion, and their density.
+"""Draws along the probability flow of a diffusion.
 
-Noise e at phi = pi / 2 flows to data y at phi = 0 along
-
-    du / dphi = -F(u, phi),   d log p(u) / dphi = div F(u, phi),
-
-so log p(y) = log N(u(pi / 2); 0, I) - int_0^{pi/2} div F(u(phi), phi) dphi.  Time is
-tau = (2 phi / pi)^(1/2): where the posterior is narrow the field changes fastest
-near the data.
+Noise e at phi = pi / 2 flows to data y at phi = 0 along du / dphi = -F(u, phi).
+Time is tau = (2 phi / pi)^(1/2): where the posterior is narrow the field changes
+fastest near the data.
 """
 
 import math
@@ -16,17 +12,15 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from sbijax.base import Array, PyTree, SolverInfo, count_invalid
+from sbijax.base import Array, SolverInfo, count_invalid
 from sbijax.checks import check_count, check_positive
 
-__all__ = ["FieldAt", "FlowSampler", "angle_at", "log_density_of_flow", "ode"]
+__all__ = ["FieldAt", "FlowSampler", "angle_at", "angle_speed_at", "ode"]
 
 FieldAt = Callable[[Array, Array], Array]
 
 _TOLERANCE = 1e-5
-_TOLERANCE_OF_DENSITY = 1e-4
 _MAX_STEPS = 100
-_MAX_STEPS_OF_DENSITY = 1_000
 _FIRST_STEP = 0.05
 _LARGEST_SHARE = 0.5
 _POWER = 2.0
@@ -85,15 +79,36 @@ def ode(
     def draw(
         key: Array, field: FieldAt, *, shape: tuple[int, int]
     ) -> tuple[Array, SolverInfo]:
-        def slope(angle: Array, u: Array) -> Array:
-            return -jax.vmap(field, (0, None))(u, angle)
+        import diffrax
 
         start = jax.random.normal(key, shape)
-        y, num_steps, arrived = _solve(
-            slope, start, (1.0, 0.0), tolerance, max_num_steps, _bounded_error
+
+        def slope(time: Any, u: Array, args: Any) -> Array:
+            time = jnp.asarray(time, start.dtype)
+            found = jax.vmap(field, (0, None))(u, angle_at(time))
+            return -angle_speed_at(time) * found
+
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(slope),
+            diffrax.Tsit5(),
+            t0=1.0,
+            t1=0.0,
+            dt0=-_FIRST_STEP,
+            y0=start,
+            stepsize_controller=diffrax.PIDController(
+                rtol=tolerance, atol=tolerance, norm=_bounded_error
+            ),
+            max_steps=max_num_steps,
+            throw=False,
         )
-        failed = jnp.where(arrived, 0, shape[0])
-        return y, SolverInfo(count_invalid(y), num_steps=num_steps, num_failed=failed)
+        y = solution.ys[0]
+        arrived = solution.result == diffrax.RESULTS.successful
+        info = SolverInfo(
+            num_invalid=count_invalid(y),
+            num_steps=solution.stats["num_steps"],
+            num_failed=jnp.where(arrived, 0, shape[0]),
+        )
+        return y, info
 
     return draw
 
@@ -103,81 +118,9 @@ def angle_at(time: float | Array) -> Array:
     return jnp.asarray(0.5 * math.pi * time**_POWER)
 
 
-def log_density_of_flow(
-    field: FieldAt,
-    y: Array,
-    probes: Array | None = None,
-    *,
-    tolerance: float = _TOLERANCE_OF_DENSITY,
-    max_num_steps: int = _MAX_STEPS_OF_DENSITY,
-) -> Array:
-    """log p(y) of one y `[D]`, NaN where the solver does not arrive.
-
-    Args:
-        field: `(u [D], angle) -> [D]`.
-        y: where.
-        probes: vectors v `[K, D]` with independent entries of mean 0 and variance
-            1; each gives an unbiased estimate that replaces the divergence by
-            v^T (dF / du) v.  None for the exact divergence.
-        tolerance: error allowed in a step.
-        max_num_steps: steps after which it has not arrived.
-
-    Returns:
-        A scalar, or one estimate per probe `[K]`.
-
-    Reference:
-        Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud. FFJORD: free-form
-        continuous dynamics for scalable reversible generative models, 2019.
-    """
-    directions = jnp.eye(y.size, dtype=y.dtype) if probes is None else probes
-
-    def slope(angle: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        value, push = jax.linearize(lambda u: field(u, angle), state[0])
-        each = jnp.sum(directions * jax.vmap(push)(directions), axis=1)
-        return -value, jnp.sum(each) if probes is None else each
-
-    total = jnp.zeros(() if probes is None else len(probes), y.dtype)
-    (u, total), _, arrived = _solve(
-        slope, (y, total), (0.0, 1.0), tolerance, max_num_steps, _largest_error
-    )
-    log_normal = -0.5 * jnp.sum(u**2) - 0.5 * y.size * math.log(2.0 * math.pi)
-    return jnp.where(arrived, log_normal - total, jnp.nan)
-
-
-def _solve(
-    slope: Callable[[Array, PyTree], PyTree],
-    start: PyTree,
-    times: tuple[float, float],
-    tolerance: float,
-    max_num_steps: int,
-    norm: Callable[[PyTree], Array],
-) -> tuple[PyTree, Array, Array]:
-    """The state at the end, the number of steps, and whether it arrived there."""
-    import diffrax
-
-    dtype = jax.tree.leaves(start)[0].dtype
-
-    def velocity(time: Any, state: PyTree, args: Any) -> PyTree:
-        time = jnp.asarray(time, dtype)
-        speed = 0.5 * math.pi * _POWER * time ** (_POWER - 1.0)
-        return jax.tree.map(lambda leaf: speed * leaf, slope(angle_at(time), state))
-
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(velocity),
-        diffrax.Tsit5(),
-        t0=times[0],
-        t1=times[1],
-        dt0=math.copysign(_FIRST_STEP, times[1] - times[0]),
-        y0=start,
-        stepsize_controller=diffrax.PIDController(
-            rtol=tolerance, atol=tolerance, norm=norm
-        ),
-        max_steps=max_num_steps,
-        throw=False,
-    )
-    arrived = solution.result == diffrax.RESULTS.successful
-    end = jax.tree.map(lambda leaf: leaf[0], solution.ys)
-    return end, solution.stats["num_steps"], arrived
+def angle_speed_at(time: float | Array) -> Array:
+    """The derivative of `angle_at`."""
+    return jnp.asarray(0.5 * math.pi * _POWER * time ** (_POWER - 1.0))
 
 
 def _bounded_error(error: Array) -> Array:
@@ -190,9 +133,3 @@ def _bounded_error(error: Array) -> Array:
     largest = max(10.0, _LARGEST_SHARE * len(each) ** 0.5)
     each = jnp.where(jnp.isfinite(each), jnp.minimum(each, largest**2), 0.0)
     return jnp.sqrt(jnp.mean(each))
-
-
-def _largest_error(error: tuple[Array, Array]) -> Array:
-    """The larger of the root mean squares of position and log-density."""
-    sizes = [jnp.sqrt(jnp.mean(leaf**2)) for leaf in error]
-    return jnp.maximum(*sizes)
