@@ -250,6 +250,11 @@ class DiffusionEstimator(NamedTuple):
 
     `estimate_log_prob` costs one product with the derivative of the network per
     probe and step, where `log_prob` costs one per dimension of theta.
+
+    `score_of_trials(params, x) -> ((w [D], noise) -> [D])` for `Trials` x of single x
+    sums the scores sum_t grad_w log p(w | x_t) of w = `networks.linear.to_residual`
+    of theta's vector form for features of 0, with normal noise of scale `noise`
+    added to w.
     """
 
     init: InitFn
@@ -257,6 +262,7 @@ class DiffusionEstimator(NamedTuple):
     log_prob: LogProbFn | None
     sample: SampleFn
     estimate_log_prob: EstimateLogProbFn
+    score_of_trials: Callable[[Params, Trials], Callable[[Array, Array], Array]]
 
 
 class LikelihoodEstimator(NamedTuple):

@@ -22,6 +22,7 @@ __all__ = [
     "check_sampler",
     "describe",
     "is_real",
+    "is_score_sampler",
 ]
 
 PyTree = Any
@@ -179,6 +180,18 @@ def check_diffusion_loss(value: Any) -> None:
             f"loss must be an objective of a field, got {_kind(value)}. Give the "
             "result of losses.flow_matching(), edm(), ve() or vp()."
         )
+
+
+def is_score_sampler(value: Any) -> bool:
+    """Whether `value` can be called as a `ScoreSampler`.
+
+    Example:
+        >>> from sbijax.checks import is_score_sampler
+        >>> from sbijax.samplers import annealed_langevin
+        >>> is_score_sampler(annealed_langevin())
+        True
+    """
+    return {"score", "prior_score", "num_trials"} <= _parameters(value)
 
 
 def is_real(leaf: Any) -> bool:

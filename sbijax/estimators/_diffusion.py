@@ -14,6 +14,7 @@ from sbijax.base import (
     PyTree,
     SolverInfo,
     Standardizer,
+    Trials,
 )
 from sbijax.checks import (
     check_count,
@@ -24,8 +25,10 @@ from sbijax.checks import (
 from sbijax.estimators._latent import default_embedding, make_latent
 from sbijax.losses import DiffusionLoss
 from sbijax.networks import field_resnet, resnet
+from sbijax.networks.linear import to_residual
 from sbijax.samplers import FlowSampler, ode
 from sbijax.samplers.flow_density import log_density_of_flow
+from sbijax.samplers.flow_langevin import ScoreAt
 from sbijax.samplers.flow_ode import FieldAt
 
 __all__ = ["diffusion_posterior"]
@@ -79,10 +82,35 @@ def diffusion_posterior(
         spread = jnp.std(jnp.where(each > -jnp.inf, each, 0.0), ddof=1)
         return jnp.mean(each), spread / num_probes**0.5
 
+    def score_of_trials_fn(params: Params, x: Trials) -> ScoreAt:
+        linear = params.stats.theta
+
+        def see(one: PyTree) -> tuple[Array, Array]:
+            """Context, and the residual of a w of 0."""
+            context, features = latent.see(params, one)
+            return context, to_residual(linear, linear.loc, features)
+
+        contexts, shifts = jax.vmap(see)(x.x)
+
+        def score(w: Array, noise: Array) -> Array:
+            angle = jnp.arctan(noise)
+            cos, sin = jnp.cos(angle), jnp.sin(angle)
+
+            def of_one(context: Array, shift: Array) -> Array:
+                u = cos * (w + shift)
+                found = field_at(params.net["density"], context)(u, angle)
+                return cos * (cos / sin * found - u)
+
+            each = jax.vmap(of_one)(contexts, shifts)
+            return jnp.sum(jnp.where(x.mask[:, None], each, 0.0), axis=0)
+
+        return score
+
     return DiffusionEstimator(
         init=latent.init(init_model),
         loss=loss(latent.encode, field_fn),
         log_prob=latent.log_prob(log_q),
         sample=latent.sample(draw),
         estimate_log_prob=estimate_log_prob_fn,
+        score_of_trials=score_of_trials_fn,
     )

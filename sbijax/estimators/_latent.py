@@ -55,8 +55,9 @@ class Latent(NamedTuple):
     `init(init_model)` for `init_model(key, y, context) -> net`;
     `encode(params, theta, x) -> (y [D], context)` for a theta inside the support;
     `log_density(log_q)` and `log_prob(log_q)` for `log_q(net, y, context) ->
-    scalar`, the first for a theta inside the support, the second for any; and
-    `sample(draw)` for `draw(net, key, context, *, shape) -> (y [S, D], info)`.
+    scalar`, the first for a theta inside the support, the second for any;
+    `sample(draw)` for `draw(net, key, context, *, shape) -> (y [S, D], info)`; and
+    `see(params, x) -> (context, features)`, the latter those of the regression.
     """
 
     init: Callable[[Callable[[Array, Array, Array], PyTree]], InitFn]
@@ -64,6 +65,7 @@ class Latent(NamedTuple):
     log_density: Callable[[Callable[[PyTree, Array, Array], Array]], LogProbFn]
     log_prob: Callable[[Callable[[PyTree, Array, Array], Array]], LogProbFn]
     sample: Callable[[Callable[..., tuple[Array, Any]]], SampleFn]
+    see: Callable[[Params, PyTree], tuple[Array, Array]]
 
 
 def make_latent(
@@ -121,7 +123,6 @@ def make_latent(
         return init_fn
 
     def see(params: Params, x: PyTree) -> tuple[Array, Array]:
-        """Context of the model, and features of the regression."""
         value = standardizer.forward(params.stats.x["scale"], x)
         features = features_of(value)
         context = embedding.apply(params.net["embedding"], value)
@@ -181,7 +182,7 @@ def make_latent(
 
         return sample_fn
 
-    return Latent(init, encode, log_density, log_prob, sample)
+    return Latent(init, encode, log_density, log_prob, sample, see)
 
 
 def default_embedding(of_entries: Network) -> Network:

@@ -4,6 +4,7 @@ Each factory returns a `Sampler`: `(key, target, *, num_samples) -> (positions
 [C, n, D], ChainInfo)`, for a `Target` of prior and likelihood.
 """
 
+from sbijax.samplers.flow_langevin import ScoreSampler, annealed_langevin
 from sbijax.samplers.flow_ode import FlowSampler, ode
 from sbijax.samplers.flow_sde import sde
 from sbijax.samplers.importance import importance_resampling
@@ -20,6 +21,8 @@ from sbijax.samplers.variational import (
 
 __all__ = [
     "FlowSampler",
+    "ScoreSampler",
+    "annealed_langevin",
     "forward_kl",
     "hmc",
     "importance_resampling",

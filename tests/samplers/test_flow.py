@@ -7,7 +7,7 @@ import pytest
 from jax.scipy.stats import multivariate_normal
 from scipy import integrate, stats
 
-from sbijax.samplers import ode, sde
+from sbijax.samplers import annealed_langevin, ode, sde
 from sbijax.samplers.flow_density import log_density_of_flow
 
 MEAN = np.array([1.0, -0.5])
@@ -170,6 +170,63 @@ def test_one_bad_draw_neither_spoils_nor_slows_the_rest():
         assert int(info.num_invalid) == np.sum(~np.isfinite(y))
 
 
+@pytest.mark.parametrize("num_trials", [1, 10, 100])
+def test_langevin_on_a_product_of_normals(num_trials):
+    # Weak, ordinary and strong trials: posteriors of one with these widths.
+    widths = np.array([0.9, 0.3, 0.03])
+    rng = np.random.default_rng(num_trials)
+    of_data = 1.0 / widths**2 - 1.0
+    xs = rng.normal(size=3) + rng.normal(size=(num_trials, 3)) / of_data**0.5
+    means = jnp.asarray(of_data * xs * widths**2)
+
+    def score(w, noise):
+        return jnp.sum((means - w) / (widths**2 + noise**2), axis=0)
+
+    def prior_score(w, noise):
+        return -w / (1.0 + noise**2)
+
+    start = jax.random.normal(jax.random.key(0), (20_000, 3))
+    w, info = jax.jit(
+        lambda key: annealed_langevin()(
+            key, score, prior_score, start=start, num_trials=num_trials
+        )
+    )(jax.random.key(1))
+    precision = 1.0 + num_trials * of_data
+    expected = of_data * xs.sum(axis=0) / precision
+    w = np.asarray(w, float)
+    away = (w.mean(axis=0) - expected) * precision**0.5
+    np.testing.assert_allclose(away, 0.0, atol=0.03)
+    np.testing.assert_allclose(w.std(axis=0) * precision**0.5, 1.0, atol=0.03)
+    assert (int(info.num_steps), int(info.num_invalid)) == (120, 0)
+
+
+def test_langevin_keeps_the_modes_of_a_product():
+    # Three trials, each with two modes; only one pair agrees in all of them.
+    centres = jnp.array([[-1.0, 0.5], [0.5, 2.0], [0.5, -2.0]])
+
+    def log_density(w, noise):
+        away = w - centres
+        return jnp.sum(jax.nn.logsumexp(-0.5 * away**2 / (0.1**2 + noise**2), axis=1))
+
+    def score(w, noise):
+        return jax.grad(lambda w: log_density(w[0], noise))(w)
+
+    start = jax.random.normal(jax.random.key(0), (4_000, 1))
+    w, _ = annealed_langevin()(
+        jax.random.key(1),
+        score,
+        lambda w, noise: -w / (1.0 + noise**2),
+        start=start,
+        num_trials=3,
+    )
+    w = np.asarray(w[:, 0], float)
+    # N(.5, .1)^3 / N(0, 1)^2 has mean 1.5 / 2.98 and precision 298.
+    near = np.abs(w - 0.5) < 0.4
+    assert near.mean() > 0.98
+    assert abs(w[near].mean() - 0.5034) < 0.01
+    assert abs(w[near].std() * 298**0.5 - 1.0) < 0.1
+
+
 def test_too_few_steps_are_reported():
     y, info = ode(max_num_steps=2)(jax.random.key(6), normal_field, shape=(10, 2))
     assert int(info.num_failed) == 10
@@ -186,6 +243,9 @@ def test_too_few_steps_are_reported():
         (lambda: sde(num_steps=0), ValueError, "num_steps must be at least 1"),
         (lambda: sde(noise=1.5), ValueError, "noise must lie between 0 and 1"),
         (lambda: sde(noise="much"), TypeError, "noise must be a number"),
+        (lambda: annealed_langevin(num_levels=1), ValueError, "num_levels must be"),
+        (lambda: annealed_langevin(step_size=2.0), ValueError, "step_size must be"),
+        (lambda: annealed_langevin(min_noise=9.0), ValueError, "must be below max"),
     ],
 )
 def test_bad_settings_are_refused(make, error, match):
