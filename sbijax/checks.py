@@ -10,7 +10,6 @@ import numpy as np
 
 __all__ = [
     "check_count",
-    "check_diffusion_loss",
     "check_finite",
     "check_flow_sampler",
     "check_fraction",
@@ -164,21 +163,6 @@ def check_flow_sampler(value: Any) -> None:
         raise TypeError(
             f"sampler must draw along a field, got {_kind(value)}. Give the result of "
             "samplers.ode() or samplers.sde()."
-        )
-
-
-def check_diffusion_loss(value: Any) -> None:
-    """Raise a `TypeError` unless `value` can be called as a `DiffusionLoss`.
-
-    Example:
-        >>> from sbijax.checks import check_diffusion_loss
-        >>> from sbijax.losses import edm
-        >>> check_diffusion_loss(edm())
-    """
-    if not {"encode", "field"} <= _parameters(value):
-        raise TypeError(
-            f"loss must be an objective of a field, got {_kind(value)}. Give the "
-            "result of losses.flow_matching(), edm(), ve() or vp()."
         )
 
 

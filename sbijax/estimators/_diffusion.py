@@ -18,9 +18,9 @@ from sbijax.base import (
 )
 from sbijax.checks import (
     check_count,
-    check_diffusion_loss,
     check_flow_sampler,
     check_network,
+    check_record,
 )
 from sbijax.estimators._latent import default_embedding, make_latent
 from sbijax.losses import DiffusionLoss
@@ -46,7 +46,7 @@ def diffusion_posterior(
     """The estimator of one objective; see `make_fmpe` for the arguments."""
     field = field_resnet() if network is None else network
     check_network(field, "network")
-    check_diffusion_loss(loss)
+    check_record(loss, DiffusionLoss, "loss", "Make one with losses.edm().")
     draw_from: FlowSampler = ode() if sampler is None else sampler
     check_flow_sampler(draw_from)
     if embedding is None:
@@ -57,7 +57,10 @@ def diffusion_posterior(
         return field.init(key, y, y[0], context)
 
     def field_at(net: PyTree, context: Array) -> FieldAt:
-        return lambda u, angle: field.apply(net, u, angle, context)
+        def at(u: Array, angle: Array) -> Array:
+            return field.apply(net, u, jnp.clip(angle, *loss.angles), context)
+
+        return at
 
     def field_fn(params: Params, u: Array, angle: Array, context: Array) -> Array:
         return field_at(params.net["density"], context)(u, angle)

@@ -20,7 +20,7 @@ errors count,
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,19 @@ class Field(Protocol):
         ...
 
 
-DiffusionLoss = Callable[[Encode, Field], LossFn]
+class DiffusionLoss(NamedTuple):
+    """An objective: `loss_of(encode, field) -> loss`, and the angles that it visits.
+
+    Outside of `angles`, smallest first, a field has learned nothing; it is evaluated
+    at the nearest of the two.
+    """
+
+    loss_of: Callable[[Encode, Field], LossFn]
+    angles: tuple[float, float]
+
+    def __call__(self, encode: Encode, field: Field) -> LossFn:
+        """The same as `loss_of`."""
+        return self.loss_of(encode, field)
 
 
 def flow_matching(
@@ -275,7 +287,8 @@ def _regress(
 
         return loss_fn
 
-    return loss_of
+    ends = sorted(float(angle_of(jnp.asarray(quantile))) for quantile in (0.0, 1.0))
+    return DiffusionLoss(loss_of, angles=(ends[0], ends[1]))
 
 
 def _check_rising(low: float, low_name: str, high: float, high_name: str) -> None:

@@ -309,7 +309,8 @@ def _report(info: TrainInfo, config: TrainConfig) -> None:
     if not np.isfinite(float(info.best_loss)):
         messages.append(
             "the loss was never finite; look for extreme values in the simulations "
-            "or lower learning_rate."
+            "or lower learning_rate. If entries of x are missing, the estimator needs "
+            "standardizer=networks.missing(networks.robust())."
         )
     elif num_epochs == config.max_epochs and _still_falling(info):
         messages.append(

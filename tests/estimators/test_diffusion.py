@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from scipy import stats
 
 import sbijax as sj
 from sbijax import losses, networks, samplers
@@ -29,8 +30,12 @@ def make_fmpe(**options):
 
 
 def start(estimator):
+    return bend(estimator, make_sims())
+
+
+def bend(estimator, sims):
     """Parameters of a field that bends."""
-    params = jax.jit(estimator.init)(jax.random.key(1), make_sims())
+    params = jax.jit(estimator.init)(jax.random.key(1), sims)
     leaves, structure = jax.tree.flatten(params.net)
     keys = jax.random.split(jax.random.key(2), len(leaves))
     moved = [
@@ -61,6 +66,57 @@ def test_estimated_log_prob_outside_the_support():
         start(fmpe), jax.random.key(0), jnp.array([0.3, 1.6, 0.5]), jnp.zeros(2)
     )
     assert (float(value), float(error)) == (-np.inf, 0.0)
+
+
+def test_draws_follow_the_density():
+    prior = sj.make_prior(dist.Uniform(-1.0, 2.0))
+    theta = jax.vmap(prior.sample)(jax.random.split(jax.random.key(0), 64))
+    npse = sj.make_npse(
+        prior,
+        network=networks.field_resnet(hidden_size=16, num_blocks=1),
+        embedding=networks.flatten(),
+    )
+    params = bend(npse, sj.make_simulations(theta, theta))
+    posterior = sj.infer(npse, params, 0.4)
+    edges = jnp.linspace(-1.0, 2.0, 31)
+    inner = jnp.linspace(-1.0, 2.0, 1_501)[1:-1]
+    density = jnp.exp(jax.jit(jax.vmap(posterior.log_prob))(inner))
+    mass = np.histogram(inner, edges, weights=density)[0] * 3.0 / 1_500
+    assert abs(mass.sum() - 1.0) < 0.01
+    draws = posterior.sample(jax.random.key(3), 20_000)
+    counts = np.histogram(draws, edges)[0]
+    assert mass.max() > 2.0 * np.median(mass)  # it is not the prior
+    expected = 20_000 * mass / mass.sum()
+    enough = expected > 50
+    distance = np.sum((counts - expected)[enough] ** 2 / expected[enough])
+    assert stats.chi2.sf(distance, enough.sum() - 1) > 1e-4
+
+
+@pytest.mark.parametrize("loss", [losses.ve(), losses.vp()], ids=["ve", "vp"])
+def test_the_field_is_asked_where_it_was_trained(loss):
+    asked = []
+    inner = networks.field_resnet(hidden_size=4, num_blocks=1)
+
+    def apply(net, u, angle, context):
+        jax.debug.callback(lambda a: asked.append(float(a)), angle)
+        return inner.apply(net, u, angle, context)
+
+    npse = sj.make_npse(
+        PRIOR,
+        loss=loss,
+        network=sj.base.Network(inner.init, apply),
+        embedding=networks.flatten(),
+        sampler=samplers.sde(num_steps=5),
+    )
+    params = npse.init(jax.random.key(1), make_sims())
+    asked.clear()
+    npse.sample(params, jax.random.key(2), jnp.zeros(2), num_samples=1)
+    jax.effects_barrier()
+    low, high = loss.angles
+    assert 0.0 < low < 0.02
+    assert 1.4 < high < np.pi / 2
+    assert max(asked) == pytest.approx(high)
+    assert min(asked) >= low * 0.999
 
 
 def test_draws_that_do_not_arrive_are_said():
@@ -115,8 +171,8 @@ def test_a_trained_score_is_that_of_the_noisy_posterior():
         ({"embedding": 3}, "embedding must be a network"),
         ({"sampler": samplers.nuts()}, "sampler must draw along a field"),
         ({"sampler": samplers.ode}, "sampler must draw along a field"),
-        ({"loss": losses.edm}, "loss must be an objective"),
-        ({"loss": losses.nre_b()}, "loss must be an objective"),
+        ({"loss": losses.edm}, "loss must be of type DiffusionLoss"),
+        ({"loss": losses.nre_b()}, "loss must be of type DiffusionLoss"),
     ],
 )
 def test_other_parts_are_refused(options, match):
