@@ -7,7 +7,8 @@ with its defaults in a fresh process (so that the seconds include
 compilation), draw 10,000 times for each of the 10 observations, and score the
 draws with sbibm's classifier.  0.5 is a perfect score.  Each (task, observation,
 seed) is a line of `results/nle_accuracy.jsonl`; lines that are there are not run
-again.
+again.  `npe_online` draws fresh simulations as it learns, 100,000 an epoch, whatever
+the budget.
 """
 
 import argparse
@@ -45,6 +46,7 @@ METHODS: dict[str, Callable[[sj.Prior], Any]] = {
     "npse": sj.make_npse,
     "npe_ensemble": lambda prior: sj.ensemble(sj.make_npe(prior)),
     "npse_ensemble": lambda prior: sj.ensemble(sj.make_npse(prior)),
+    "npe_online": sj.make_npe,
 }
 
 DIFFUSION_GOALS: dict[str, tuple[float | None, float | None]] = {
@@ -84,6 +86,12 @@ GOALS: dict[str, dict[str, tuple[float | None, float | None]]] = {
     "npse": DIFFUSION_GOALS,
     "npe_ensemble": ENSEMBLE_GOALS,
     "npse_ensemble": ENSEMBLE_GOALS,
+    "npe_online": {
+        "two_moons": (0.52, None),
+        "slcp": (None, None),
+        "gaussian_linear": (None, None),
+        "gaussian_mixture": (None, None),
+    },
 }
 
 
@@ -110,9 +118,13 @@ def train_and_draw(
     jax.block_until_ready(sims)
     estimator = METHODS[method](task.prior)
     start, start_cpu = time.perf_counter(), time.process_time()
-    params, info = jax.block_until_ready(
-        sj.train(key_train, estimator, sims, progress=False)
-    )
+    if method == "npe_online":
+        params, info = sj.train_online(
+            key_train, estimator, task.prior, task.simulator, progress=False
+        )
+    else:
+        params, info = sj.train(key_train, estimator, sims, progress=False)
+    jax.block_until_ready(params)
     trained, trained_cpu = time.perf_counter(), time.process_time()
     xs = np.stack(
         [load_reference(task_name, k + 1).x_observed for k in range(NUM_OBSERVATIONS)]

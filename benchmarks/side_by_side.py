@@ -1,14 +1,17 @@
-"""How much sooner than sbi's default NPE ours reaches the same loss, on one machine.
+"""How much sooner than sbi's ours reaches the same loss, on one machine.
 
     python -m benchmarks.side_by_side --peer-python /path/to/python --seeds 0 1 2
+    python -m benchmarks.side_by_side --method fmpe --peer-python /path/to/python
 
-Both train on the same 10,000 slcp simulations, one after the other in one run,
-each in a fresh process.  The yardstick is the mean of -log q(theta|x) in units
-of theta over 10,000 held-out simulations that neither sees.  sbi trains until
-it stops; its best network sets the target.  Ours is then trained with the
-`max_epochs` that just reaches the target; the seconds are those of that whole
-`sj.train` call, compilation included.  They are divided into the seconds sbi
-took up to its best epoch, which leaves out the 20 epochs of patience after it.
+The method is the default NPE or FMPE of either package.  Both train on the same
+10,000 slcp simulations, one after the other in one run, each in a fresh process.
+The yardstick is the mean of -log q(theta|x) in units of theta over held-out
+simulations that neither sees: 10,000, or 2,000 for FMPE, where each is the solution
+of a differential equation.  sbi trains until it stops; its best network sets the
+target.  Ours is then trained with the `max_epochs` that just reaches the target; the
+seconds are those of that whole `sj.train` call, compilation included.  They are
+divided into the seconds sbi took up to its best epoch, which leaves out the 20
+epochs of patience after it.
 
 sbi's density leaks out of the prior.  The second target is the loss after
 dividing by the mass inside, as sbi's posterior does; it is the harder one.
@@ -34,6 +37,8 @@ from benchmarks.common import RESULTS, append_row, environment, run_fresh, sprea
 __all__ = ["main", "make_arrays", "race", "run_peer", "train_ours"]
 
 _JITTER = 1e-6  # added to both variances, as in the definition
+_METHODS = {"npe": sj.make_npe, "fmpe": sj.make_fmpe}
+_NUM_TESTS = {"npe": 10_000, "fmpe": 2_000}
 
 
 def simulate_slcp(
@@ -62,10 +67,10 @@ def simulate_slcp(
     return theta.astype(np.float32), x.astype(np.float32)
 
 
-def make_arrays(path: Path, seed: int) -> None:
+def make_arrays(path: Path, seed: int, num_tests: int) -> None:
     """Write what both packages read: training rows, held-out rows, prior bounds."""
     theta, x = simulate_slcp(np.random.default_rng([seed, 0]), 10_000)
-    test_theta, test_x = simulate_slcp(np.random.default_rng([seed, 1]), 10_000)
+    test_theta, test_x = simulate_slcp(np.random.default_rng([seed, 1]), num_tests)
     np.savez(
         path,
         theta=theta,
@@ -77,19 +82,23 @@ def make_arrays(path: Path, seed: int) -> None:
     )
 
 
-def run_peer(python: Path, arrays: Path, seed: int) -> dict[str, Any]:
-    """Train sbi's default NPE in its own environment, see `peer_sbi.py`."""
+def run_peer(python: Path, method: str, arrays: Path, seed: int) -> dict[str, Any]:
+    """Train sbi's default in its own environment, see `peer_sbi.py`."""
     script = Path(__file__).with_name("peer_sbi.py").resolve()
     result = arrays.with_name("peer.json")
-    command = [python.absolute(), script, arrays, result, "--seed", str(seed)]
+    command = [python.absolute(), script, arrays, result, "--method", method]
+    command += ["--seed", str(seed)]
     subprocess.run([*map(str, command)], check=True, cwd=arrays.parent)
     return dict(json.loads(result.read_text()))
 
 
-def train_ours(arrays: Path, seed: int, max_epochs: int | None) -> dict[str, Any]:
-    """Train the default NPE; say how long it took and how well it does.
+def train_ours(
+    method: str, arrays: Path, seed: int, max_epochs: int | None
+) -> dict[str, Any]:
+    """Train the default; say how long it took and how well it does.
 
     Args:
+        method: "npe" or "fmpe".
         arrays: file of `make_arrays`.
         seed: seed of the weights, the split and the shuffling.
         max_epochs: stop there, or the default if None.
@@ -100,17 +109,17 @@ def train_ours(arrays: Path, seed: int, max_epochs: int | None) -> dict[str, Any
     """
     data = np.load(arrays)
     prior = sj.make_prior(dist.Uniform(data["low"], data["high"]).to_event(1))
-    npe = sj.make_npe(prior)
+    estimator = _METHODS[method](prior)
     sims = jax.block_until_ready(sj.make_simulations(data["theta"], data["x"]))
-    train = partial(sj.train, jax.random.key(seed), npe, sims, progress=False)
+    train = partial(sj.train, jax.random.key(seed), estimator, sims, progress=False)
     if max_epochs is not None:  # its warning that the loss still falls is no news
         warnings.simplefilter("ignore", sj.SbijaxWarning)
         train = partial(train, max_epochs=max_epochs)
     start, start_cpu = time.perf_counter(), time.process_time()
     params, info = jax.block_until_ready(train())
     seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    assert npe.log_prob is not None
-    log_prob = jax.jit(jax.vmap(npe.log_prob, in_axes=(None, 0, 0)))
+    assert estimator.log_prob is not None
+    log_prob = jax.jit(jax.vmap(estimator.log_prob, in_axes=(None, 0, 0)))
     losses = -np.asarray(log_prob(params, data["test_theta"], data["test_x"]))
     return {
         "max_epochs": max_epochs,
@@ -125,15 +134,16 @@ def train_ours(arrays: Path, seed: int, max_epochs: int | None) -> dict[str, Any
 
 
 def race(
-    target: float, arrays: Path, seed: int, default: dict[str, Any]
+    target: float, method: str, arrays: Path, seed: int, default: dict[str, Any]
 ) -> dict[str, Any] | None:
     """Time a training that is just long enough to reach a held-out loss.
 
     Training with `max_epochs` follows the same path as the default training up
-    to there, so the validation losses of that one say where to try first.
+    to there, so for NPE the validation losses of that one say where to try first.
 
     Args:
         target: loss in nats.
+        method: "npe" or "fmpe".
         arrays: file of `make_arrays`.
         seed: seed of our training.
         default: the default training with the same seed.
@@ -143,30 +153,33 @@ def race(
     """
     if default["test_loss"] > target:
         return None
-    offset = default["test_loss"] - default["best_val_loss"]
-    reached = np.minimum.accumulate(default["val_loss"]) + offset <= target
-    max_epochs = int(np.argmax(reached)) + 1
-    run: dict[str, Any] = run_fresh(train_ours, arrays, seed, max_epochs)
+    max_epochs = 2
+    if method == "npe":
+        offset = default["test_loss"] - default["best_val_loss"]
+        reached = np.minimum.accumulate(default["val_loss"]) + offset <= target
+        max_epochs = int(np.argmax(reached)) + 1
+    run: dict[str, Any] = run_fresh(train_ours, method, arrays, seed, max_epochs)
     while run["test_loss"] > target and max_epochs < default["num_epochs"]:
         max_epochs += 1 + max_epochs // 10
-        run = run_fresh(train_ours, arrays, seed, max_epochs)
+        run = run_fresh(train_ours, method, arrays, seed, max_epochs)
     return run
 
 
-def compare(python: Path, seed: int) -> dict[str, Any]:
+def compare(python: Path, method: str, seed: int) -> dict[str, Any]:
     """One seed: the peer, our default training, and the two races, as one row."""
     with tempfile.TemporaryDirectory() as folder:
         arrays = Path(folder) / "arrays.npz"
-        make_arrays(arrays, seed)
-        peer = run_peer(python, arrays, seed)
-        default = run_fresh(train_ours, arrays, seed, None)
+        make_arrays(arrays, seed, _NUM_TESTS[method])
+        peer = run_peer(python, method, arrays, seed)
+        default = run_fresh(train_ours, method, arrays, seed, None)
         races = {
-            name: race(peer[name], arrays, seed, default)
+            name: race(peer[name], method, arrays, seed, default)
             for name in ("test_loss", "test_loss_renormalised")
         }
     difference = np.subtract(default["test_losses"], peer["test_losses"])
-    long = ("test_losses", "val_indices", "epoch_seconds", "train_loss", "val_loss")
+    long = ("test_losses", "epoch_seconds", "train_loss", "val_loss")
     return {
+        "method": method,
         "seed": seed,
         **environment(),
         "peer": {k: v for k, v in peer.items() if k not in long},
@@ -183,7 +196,7 @@ def compare(python: Path, seed: int) -> dict[str, Any]:
 def print_row(row: dict[str, Any]) -> None:
     """Print one seed; CPU seconds suffer less from what else the machine does."""
     peer, default = row["peer"], row["default"]
-    print(f"seed {row['seed']}")
+    print(f"{row['method']}, seed {row['seed']}")
     print(
         f"  sbi: held-out loss {peer['test_loss']:.3f}, "
         f"{peer['test_loss_renormalised']:.3f} renormalised "
@@ -217,12 +230,13 @@ def main() -> None:
     """Run all seeds, print them and add them to the results file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peer-python", type=Path, required=True)
+    parser.add_argument("--method", choices=_METHODS, default="npe")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--results", type=Path, default=RESULTS / "side_by_side.jsonl")
     args = parser.parse_args()
     rows = []
     for seed in args.seeds:
-        rows.append(compare(args.peer_python, seed))
+        rows.append(compare(args.peer_python, args.method, seed))
         append_row(args.results, rows[-1])
         print_row(rows[-1])
     for name in ("test_loss", "test_loss_renormalised"):
