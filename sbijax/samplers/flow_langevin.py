@@ -128,21 +128,23 @@ def annealed_langevin(
         def total(w: Array, scale: Array) -> Array:
             return score(w, scale) - (num_trials - 1) * prior_score(w, scale)
 
-        def curvature(of: ScoreAt, w: Array, scale: Array) -> Array:
+        def curvatures(of: ScoreAt, w: Array, scale: Array) -> Array:
+            """Of some draws `[P, D, D]`, over the largest that there can be."""
             slopes = jax.vmap(jax.jacfwd(of), (0, None))(w[:_NUM_PROBED], scale)
-            return -0.5 * (slopes + jnp.swapaxes(slopes, 1, 2))
+            largest = num_trials / scale**2
+            return -0.5 * (slopes + jnp.swapaxes(slopes, 1, 2)) / largest
 
         def level(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             w, key = carry
             scale = scales[i]
+            each = curvatures(total, w, scale)
+            _, basis = jnp.linalg.eigh(jnp.mean(each, axis=0))
             # The mean of fourth powers: steps are safe where the density is narrowest.
-            fourth = jnp.mean(_square(_square(curvature(total, w, scale))), axis=0)
-            powers, basis = jnp.linalg.eigh(fourth)
-            precision = jnp.maximum(powers, 1e-12 / scale**8) ** 0.25
-            single = jnp.mean(curvature(score, w, scale), axis=0) / num_trials
-            noise_share = scale**2 * jnp.einsum("dk,de,ek->k", basis, single, basis)
-            settled = jnp.clip(noise_share / _SETTLED, 0.0, 1.0)
-            size = share * settled
+            along = jnp.mean(jnp.linalg.norm(each @ basis, axis=1) ** 4, axis=0) ** 0.25
+            precision = jnp.maximum(along, 1e-3 / num_trials) * num_trials / scale**2
+            single = jnp.mean(curvatures(score, w, scale), axis=0)
+            of_noise = jnp.sum(basis * (single @ basis), axis=0)
+            size = share * jnp.clip(of_noise / _SETTLED, 0.0, 1.0)
 
             def step(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
                 w, key = carry
@@ -163,7 +165,3 @@ def annealed_langevin(
         return w, info
 
     return draw
-
-
-def _square(matrices: Array) -> Array:
-    return matrices @ matrices
