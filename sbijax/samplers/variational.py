@@ -262,7 +262,8 @@ def pathfinder(
         ...     log_likelihood=lambda z: jnp.sum(norm.logpdf(2.0, z)),
         ... )
         >>> sampler = pathfinder(num_paths=2)
-        >>> z, info = sampler(jax.random.key(0), target, num_samples=1000)
+        >>> draw = jax.jit(lambda key: sampler(key, target, num_samples=1000))
+        >>> z, info = draw(jax.random.key(0))
         >>> z.shape, bool(abs(jnp.mean(z) - 1.0) < 0.1)
         ((1, 1000, 1), True)
 

@@ -5,6 +5,7 @@ A new method is one row of `METHODS`: a function that makes a `Case`.
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,9 @@ from sbijax.base import data_nodes, is_trials
 from sbijax.samplers.report import report
 
 NUM_ROWS = 24
+
+# Most of the time goes into compiling what is run once or twice.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Case(NamedTuple):
@@ -47,7 +51,7 @@ def small_mlp(num_outputs):
 def draw(prior, make_x, num_rows=NUM_ROWS):
     """Simulations from a prior and a function of (theta, noise [8])."""
     theta_key, noise_key = jax.random.split(jax.random.key(7))
-    theta = jax.jit(jax.vmap(prior.sample))(jax.random.split(theta_key, num_rows))
+    theta = jit(jax.vmap(prior.sample))(jax.random.split(theta_key, num_rows))
     noise = jax.random.normal(noise_key, (num_rows, 8))
     return sj.make_simulations(theta, jax.vmap(make_x)(theta, noise))
 
@@ -341,7 +345,7 @@ def fan_in(leaf):
 def member(request):
     case = METHODS[request.param]()
     estimator = case.estimator
-    init = jax.jit(estimator.init)
+    init = jit(estimator.init)
     start = init(jax.random.key(1), case.sims)
 
     def loss(net, stats, key, batch):
@@ -352,9 +356,9 @@ def member(request):
         start=start,
         params=start._replace(net=perturb(start.net)),
         init=init,
-        loss_and_grad=jax.jit(jax.value_and_grad(loss)),
-        log_prob=jax.jit(estimator.log_prob),
-        sample=jax.jit(estimator.sample, static_argnames="num_samples"),
+        loss_and_grad=jit(jax.value_and_grad(loss)),
+        log_prob=jit(estimator.log_prob),
+        sample=jit(estimator.sample, static_argnames="num_samples"),
     )
     jax.clear_caches()
 
@@ -463,7 +467,7 @@ def test_vmap_equals_loop(member):
         return case.estimator.sample(params, key, x, num_samples=5)[0]
 
     keys = jax.random.split(jax.random.key(4), 3)
-    mapped = jax.jit(jax.vmap(one))(keys, few.x)
+    mapped = jit(jax.vmap(one))(keys, few.x)
     for i, key in enumerate(jax.random.clone(keys)):
         single, _ = member.sample(params, key, row(few.x, i), num_samples=5)
         assert_close(row(mapped, i), single, rtol=1e-3, atol=1e-3)
@@ -473,7 +477,7 @@ def test_second_call_does_not_retrace(member):
     # Parameters as they come from init, from an optimizer step, and from a
     # file; observations as they come from numpy and from the simulations.
     case = member.case
-    init = jax.jit(case.estimator.init)
+    init = jit(case.estimator.init)
     init(jax.random.key(0), case.sims)
     init(jax.random.key(1), case.sims._replace(weight=0.5 * case.sims.weight))
     assert init._cache_size() == 1
@@ -557,13 +561,13 @@ def score_many(member, batch):
     """Loss and gradient under 400 keys, one row each."""
 
     def row_of(key):
-        loss, grads = member.loss_and_grad(
+        loss, grads = member.loss_and_grad.__wrapped__(
             member.params.net, member.params.stats, key, batch
         )
         return jnp.append(loss, ravel_pytree(grads)[0])
 
     keys = jax.random.split(jax.random.key(3), 400)
-    return np.asarray(jax.jit(jax.vmap(row_of))(keys), float)
+    return np.asarray(jit(jax.vmap(row_of))(keys), float)
 
 
 def test_rows_of_weight_zero_have_no_effect(member):
@@ -601,7 +605,7 @@ def test_stats_are_not_trained(member):
 
 def test_log_prob_outside_the_support(member):
     case = member.case
-    grad = jax.jit(jax.grad(case.estimator.log_prob, argnums=1))
+    grad = jit(jax.grad(case.estimator.log_prob, argnums=1))
     for theta in case.outside:
         theta = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), theta)
         assert member.log_prob(member.params, theta, case.x_observed) == -np.inf
@@ -619,7 +623,7 @@ def test_draws_lie_inside_the_support(member):
     theta, info = member.sample(
         member.params, jax.random.key(5), case.x_observed, num_samples=500
     )
-    log_prior = jax.jit(jax.vmap(case.prior.log_prob))(theta)
+    log_prior = jit(jax.vmap(case.prior.log_prob))(theta)
     assert np.all(log_prior > -np.inf)
     assert int(info.num_invalid) == 0
     log_prob = jax.vmap(member.log_prob, (None, 0, None))(
@@ -637,7 +641,7 @@ def test_density_is_normalised_and_draws_follow_it(member):
     if not case.normalised:
         pytest.skip("log_prob is not normalised")
 
-    @jax.jit
+    @jit
     def weigh(theta):
         log_q = jax.vmap(case.estimator.log_prob, (None, 0, None))(
             member.params, theta, case.x_observed
@@ -647,7 +651,7 @@ def test_density_is_normalised_and_draws_follow_it(member):
         return jnp.tanh(z), 2.0 * jax.nn.sigmoid(log_q - log_p)
 
     keys = jax.random.split(jax.random.key(6), num)
-    from_prior = weigh(jax.jit(jax.vmap(case.prior.sample))(keys))
+    from_prior = weigh(jit(jax.vmap(case.prior.sample))(keys))
     from_q = weigh(
         member.sample(
             member.params, jax.random.key(8), case.x_observed, num_samples=num
@@ -688,11 +692,11 @@ def test_keys_are_consumed_once(member):
     # Were one of these keys used again inside, this would raise.
     case, estimator = member.case, member.case.estimator
     with jax.debug_key_reuse(True):
-        params = jax.jit(lambda key: estimator.init(key, case.sims))(jax.random.key(0))
+        params = jit(lambda key: estimator.init(key, case.sims))(jax.random.key(0))
         key = jax.random.key(1)
-        jax.jit(lambda key: estimator.loss(params, key, case.sims))(key)
+        jit(lambda key: estimator.loss(params, key, case.sims))(key)
         draw_key = jax.random.key(2)
-        run = jax.jit(
+        run = jit(
             lambda key: estimator.sample(params, key, case.x_observed, num_samples=3)[0]
         )
         run(draw_key)
