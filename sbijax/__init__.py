@@ -35,9 +35,8 @@ if TYPE_CHECKING:
         Stats,
         Target,
         Trials,
-        make_simulations,
-        make_trials,
     )
+    from sbijax.data import make_simulations, make_trials
     from sbijax.estimators import (
         ensemble,
         iid,
@@ -119,8 +118,9 @@ _HOMES = {
     "base": (
         "ChainInfo Density DiffusionEstimator Estimator LikelihoodEstimator "
         "Network Params Prior RatioEstimator Sampler SbijaxWarning Simulations "
-        "SolverInfo Standardizer Stats Target Trials make_simulations make_trials"
+        "SolverInfo Standardizer Stats Target Trials"
     ),
+    "data": "make_simulations make_trials",
     "estimators": "ensemble iid make_fmpe make_nle make_npe make_npse make_nre "
     "with_missing",
     "inference": "Posterior infer",

@@ -17,11 +17,9 @@ from sbijax.base import (
     SampleInfo,
     SbijaxWarning,
     SolverInfo,
-    check_trials,
-    clear_hidden,
-    is_trials,
 )
 from sbijax.checks import check_count, check_finite, check_key, check_like, check_record
+from sbijax.data import check_trials, clear_hidden, is_trials
 
 __all__ = ["Posterior", "infer"]
 

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sbijax.base import Estimator, Params, PyTree, Simulations, Trials, is_trials
+from sbijax.base import Estimator, Params, PyTree, Simulations, Trials
 from sbijax.checks import check_record, describe
+from sbijax.data import is_trials
 
 __all__ = ["load", "save"]
 

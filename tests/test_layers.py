@@ -11,10 +11,11 @@ import sbijax
 
 ROOT = Path(sbijax.__file__).parent
 
-# package -> packages of sbijax it may import, besides itself, base and checks
+# package -> packages of sbijax it may import, besides itself, base, checks and data
 LAYERS = {
     "checks": set(),
     "base": set(),
+    "data": set(),
     "priors": set(),
     "networks": set(),
     "densities": {"networks"},
@@ -72,7 +73,7 @@ def faults(source: str, package: str) -> list[str]:
         top, *rest = name.split(".")
         if top == "sbijax":
             target = rest[0] if rest and rest[0] in LAYERS else "the public names"
-            allowed = target in {package, "base", "checks"} | LAYERS[package]
+            allowed = target in {package, "base", "checks", "data"} | LAYERS[package]
         else:
             allowed = top in sys.stdlib_module_names or package in HOMES.get(top, ())
         if not allowed:

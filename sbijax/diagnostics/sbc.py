@@ -110,7 +110,8 @@ def sbc(
 
     Example:
         >>> import jax
-        >>> from sbijax.base import Estimator, make_simulations
+        >>> from sbijax.base import Estimator
+        >>> from sbijax.data import make_simulations
         >>> def sample_fn(params, key, x, *, num_samples):
         ...     noise = jax.random.normal(key, (num_samples,))
         ...     return x / 2 + noise / 2**0.5, None

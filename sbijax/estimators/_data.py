@@ -4,16 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sbijax.base import (
-    Array,
-    Prior,
-    PyTree,
-    Simulations,
-    data_nodes,
-    fill_zero_weight,
-    is_trials,
-    where_rows,
-)
+from sbijax.base import Array, Prior, PyTree, Simulations
+from sbijax.data import data_nodes, fill_zero_weight, is_trials, where_rows
 from sbijax.networks.tokens import masked_mean
 
 __all__ = [

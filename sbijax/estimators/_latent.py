@@ -25,8 +25,6 @@ from sbijax.base import (
     Simulations,
     Standardizer,
     Stats,
-    holds_trials,
-    is_trials,
 )
 from sbijax.checks import (
     check_count,
@@ -35,6 +33,7 @@ from sbijax.checks import (
     check_record,
     describe,
 )
+from sbijax.data import holds_trials, is_trials
 from sbijax.estimators._data import (
     count_invalid_theta,
     features_of,

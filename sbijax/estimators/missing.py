@@ -17,9 +17,9 @@ from sbijax.base import (
     Params,
     PyTree,
     Simulations,
-    holds_trials,
 )
 from sbijax.checks import check_fraction, check_record
+from sbijax.data import holds_trials
 
 __all__ = ["with_missing"]
 

@@ -28,9 +28,9 @@ from sbijax.base import (
     Simulations,
     Standardizer,
     Stats,
-    holds_trials,
 )
 from sbijax.checks import check_like, check_network, check_record, describe
+from sbijax.data import holds_trials
 from sbijax.densities import maf, mixed, nsf_autoregressive
 from sbijax.estimators._data import (
     count_invalid_theta,

@@ -22,9 +22,9 @@ from sbijax.base import (
     PyTree,
     SampleInfo,
     Standardizer,
-    count_invalid,
 )
 from sbijax.checks import check_record
+from sbijax.data import count_invalid
 from sbijax.densities import nsf_autoregressive
 from sbijax.estimators._latent import default_embedding, make_latent
 from sbijax.losses import negative_log_density

@@ -31,9 +31,9 @@ from sbijax.base import (
     Sampler,
     SolverInfo,
     Trials,
-    check_trials,
 )
 from sbijax.checks import check_count, check_record, describe, is_score_sampler
+from sbijax.data import check_trials
 from sbijax.estimators._data import num_outside
 from sbijax.estimators._unnormalised import unnormalised_posterior
 from sbijax.networks.linear import from_residual, to_residual

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sbijax.base import Array, LossFn, Params, PyTree, Simulations, fill_zero_weight
+from sbijax.base import Array, LossFn, Params, PyTree, Simulations
+from sbijax.data import fill_zero_weight
 
 __all__ = ["negative_log_density"]
 

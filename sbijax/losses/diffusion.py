@@ -25,8 +25,9 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from sbijax.base import Array, LossFn, Params, PyTree, Simulations, fill_zero_weight
+from sbijax.base import Array, LossFn, Params, PyTree, Simulations
 from sbijax.checks import check_count, check_positive
+from sbijax.data import fill_zero_weight
 
 __all__ = ["DiffusionLoss", "Field", "edm", "flow_matching", "ve", "vp"]
 

@@ -20,8 +20,9 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from sbijax.base import Array, LossFn, Params, PyTree, Simulations, fill_zero_weight
+from sbijax.base import Array, LossFn, Params, PyTree, Simulations
 from sbijax.checks import check_count, check_positive
+from sbijax.data import fill_zero_weight
 
 __all__ = ["LogRatios", "RatioLoss", "balanced", "nre_a", "nre_b", "nre_c"]
 

@@ -17,17 +17,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from sbijax.base import (
-    Array,
-    PyTree,
-    Standardizer,
-    Trials,
-    data_nodes,
-    holds_trials,
-    is_trials,
-    where_rows,
-)
+from sbijax.base import Array, PyTree, Standardizer, Trials
 from sbijax.checks import check_count, check_record, describe
+from sbijax.data import data_nodes, holds_trials, is_trials, where_rows
 
 __all__ = ["missing", "no_standardizer", "pooled", "robust", "zscore"]
 

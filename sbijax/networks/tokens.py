@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sbijax.base import Array, PyTree, is_trials, where_rows
+from sbijax.base import Array, PyTree
 from sbijax.checks import describe
+from sbijax.data import is_trials, where_rows
 
 __all__ = ["Tokens", "log_count", "masked_mean", "to_tokens"]
 

@@ -19,8 +19,9 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from sbijax.base import Array, SolverInfo, count_invalid
+from sbijax.base import Array, SolverInfo
 from sbijax.checks import check_count, check_positive
+from sbijax.data import count_invalid
 
 __all__ = ["ScoreAt", "ScoreSampler", "annealed_langevin"]
 

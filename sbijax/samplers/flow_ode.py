@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from sbijax.base import Array, SolverInfo, count_invalid
+from sbijax.base import Array, SolverInfo
 from sbijax.checks import check_count, check_positive
+from sbijax.data import count_invalid
 
 __all__ = ["FieldAt", "FlowSampler", "angle_at", "angle_speed_at", "ode"]
 

@@ -13,8 +13,9 @@ probability flow.
 import jax
 import jax.numpy as jnp
 
-from sbijax.base import Array, SolverInfo, count_invalid
+from sbijax.base import Array, SolverInfo
 from sbijax.checks import check_count
+from sbijax.data import count_invalid
 from sbijax.samplers.flow_ode import FieldAt, FlowSampler, angle_at
 
 __all__ = ["sde"]

@@ -14,15 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sbijax.base import (
-    Array,
-    Prior,
-    PyTree,
-    SbijaxWarning,
-    Simulations,
-    make_simulations,
-)
+from sbijax.base import Array, Prior, PyTree, SbijaxWarning, Simulations
 from sbijax.checks import check_count, check_key, check_record, describe, is_real
+from sbijax.data import make_simulations
 
 __all__ = ["simulate", "simulate_batch"]
 

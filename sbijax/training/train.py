@@ -12,16 +12,9 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from sbijax.base import (
-    Array,
-    Estimator,
-    Params,
-    SbijaxWarning,
-    Simulations,
-    Stats,
-    make_simulations,
-)
+from sbijax.base import Array, Estimator, Params, SbijaxWarning, Simulations, Stats
 from sbijax.checks import check_count, check_key, check_record
+from sbijax.data import make_simulations
 from sbijax.training.checkpoint import fingerprint, open_checkpoint
 from sbijax.training.fit import (
     TrainConfig,

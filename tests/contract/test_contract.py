@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 
 import sbijax as sj
 from sbijax import densities, losses, networks, samplers
-from sbijax.base import data_nodes, is_trials
+from sbijax.data import data_nodes, is_trials
 from sbijax.samplers.report import report
 
 NUM_ROWS = 24

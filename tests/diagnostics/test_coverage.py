@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sbijax.base import Estimator, make_simulations
+from sbijax.base import Estimator
+from sbijax.data import make_simulations
 from sbijax.diagnostics import coverage, sbc, sbc_result
 
 NUM_DIMS = 2

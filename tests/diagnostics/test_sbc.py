@@ -12,7 +12,8 @@ import pytest
 from jax.scipy.stats import norm
 from scipy import stats
 
-from sbijax.base import Estimator, SbijaxWarning, make_simulations
+from sbijax.base import Estimator, SbijaxWarning
+from sbijax.data import make_simulations
 from sbijax.diagnostics import (
     coverage,
     sbc,

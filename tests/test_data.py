@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import sbijax as sj
 from sbijax import densities, networks
-from sbijax.base import fill_zero_weight, make_simulations
 from sbijax.checks import check_like, describe
+from sbijax.data import fill_zero_weight, make_simulations
 
 # Simulations ------------------------------------------------------------------
 
