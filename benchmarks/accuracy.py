@@ -14,23 +14,22 @@ the budget.
 import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 import sbijax as sj
 from benchmarks.common import (
     RESULTS,
     append_row,
     environment,
+    format_sd,
     missing_observations,
     read_rows,
     run_fresh,
+    score_draws,
     spread,
     to_matrix,
 )
@@ -155,13 +154,6 @@ def _describe_chains(info: Any) -> dict[str, float]:
     }
 
 
-def score(task_name: str, num_observation: int, samples: np.ndarray) -> float:
-    """C2ST of draws `[S, D]` against the reference of one observation, one core."""
-    reference = load_reference(task_name, num_observation)
-    with threadpool_limits(1):
-        return float(sj.diagnostics.c2st(reference.samples, samples))
-
-
 def run_one(
     method: str,
     task_name: str,
@@ -174,14 +166,12 @@ def run_one(
     samples, chains, summary = run_fresh(
         train_and_draw, method, task_name, seed, num_simulations
     )
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-        jobs = {
-            pool.submit(score, task_name, k, samples[k - 1]): k for k in observations
-        }
-        for job in as_completed(jobs):
-            row = {"task": task_name, "observation": jobs[job], "seed": seed}
-            c2st = round(job.result(), 4)
-            yield {**row, "c2st": c2st, **chains[jobs[job] - 1], **summary}
+    pairs = {
+        k: (load_reference(task_name, k).samples, samples[k - 1]) for k in observations
+    }
+    for k, c2st in score_draws(pairs, num_workers):
+        row = {"task": task_name, "observation": k, "seed": seed}
+        yield {**row, "c2st": round(c2st, 4), **chains[k - 1], **summary}
 
 
 def print_table(method: str, rows: list[dict[str, Any]]) -> None:
@@ -206,16 +196,12 @@ def print_table(method: str, rows: list[dict[str, Any]]) -> None:
         missing = len(by_seed) * NUM_OBSERVATIONS - len(mine)
         print(
             f"{task_name:17s} {len(by_seed):5d} {np.mean(by_seed):6.3f} "
-            f"{_sd(by_observation):>7s} {_sd(by_seed):>9s} "
+            f"{format_sd(by_observation):>7s} {format_sd(by_seed):>9s} "
             f"{max(row['c2st'] for row in mine):6.3f} "
             f"{goal or '-':>5} {better or '-':>7}  "
             + spread({row["train_seconds"] for row in mine})
             + (f"  ({missing} rows missing)" if missing else "")
         )
-
-
-def _sd(values: list[float]) -> str:
-    return f"{np.std(values, ddof=1):.3f}" if len(values) > 1 else "-"
 
 
 def main() -> None:

@@ -1,19 +1,21 @@
-"""What the benchmarks share: fresh processes, rows of results, theta as a matrix."""
+"""What the benchmarks share: fresh processes, scores, rows, theta as a matrix."""
 
 import json
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+import sbijax as sj
 from sbijax.base import PyTree
 
 __all__ = ["RESULTS", "append_row", "environment", "read_rows", "run_fresh", "spread"]
-__all__ += ["missing_observations", "to_matrix"]
+__all__ += ["format_sd", "missing_observations", "score_draws", "to_matrix"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -28,6 +30,21 @@ def to_matrix(theta: PyTree) -> np.ndarray:
     """Theta with leaves `[S, ...]` as float32 columns `[S, D]`, in leaf order."""
     leaves = [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(theta)]
     return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+
+
+def score_draws(
+    pairs: dict[int, tuple[np.ndarray, np.ndarray]], num_workers: int
+) -> Iterator[tuple[int, float]]:
+    """C2ST of (reference, draws) `[S, D]` of each observation, as they finish."""
+    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+        jobs = {pool.submit(_c2st, *pair): k for k, pair in pairs.items()}
+        for job in as_completed(jobs):
+            yield jobs[job], job.result()
+
+
+def _c2st(reference: np.ndarray, draws: np.ndarray) -> float:
+    with threadpool_limits(1):
+        return float(sj.diagnostics.c2st(reference, draws))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -67,3 +84,8 @@ def spread(values: Iterable[float], digits: int = 3) -> str:
     low, high = values[0], values[-1]
     middle = float(np.median(values))
     return f"{middle:.{digits}g} ({low:.{digits}g} to {high:.{digits}g})"
+
+
+def format_sd(values: list[float]) -> str:
+    """Standard deviation of some means as text, a dash if there is only one."""
+    return f"{np.std(values, ddof=1):.3f}" if len(values) > 1 else "-"
