@@ -88,7 +88,9 @@ def with_missing(
                 "with_missing hides entries of arrays; x holds Trials, whose mask "
                 "hides rows without it."
             )
-        params = estimator.init(key, sims)
+        init_key, hide_key = jax.random.split(key)
+        # Statistics of complete data know no spread that comes from what is missing.
+        params = estimator.init(init_key, hide_all(hide_key, sims))
         example = params.stats.example
         # An example with nothing in it says that entries may be missing.
         nothing = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), example.x)

@@ -64,6 +64,22 @@ def test_another_way_of_hiding(sims):
     assert np.isnan(seen[0].x).mean(axis=0).tolist() == [0.0, 1.0, 0.0, 0.0]
 
 
+def test_statistics_are_those_of_incomplete_data(sims):
+    # A regression on complete data leaves residuals too small for what is missing.
+    inner, seen = make_npe(), []
+
+    def init(key, sims):
+        seen.append(sims)
+        return inner.init(key, sims)
+
+    outer = sj.with_missing(inner._replace(init=init), max_rate=0.6)
+    params = outer.init(jax.random.key(1), sims)
+    assert abs(np.isnan(seen[0].x).mean() - 0.3) < 0.02
+    assert np.all(seen[0].weight == 1.0)
+    complete = inner.init(jax.random.key(1), sims).stats.theta.factor
+    assert params.stats.theta.factor > complete
+
+
 def test_marks_and_inverse():
     marked = networks.missing(networks.zscore())
     values = jnp.array([[1.0, 5.0], [jnp.nan, 7.0], [3.0, jnp.nan], [jnp.nan, 9.0]])
