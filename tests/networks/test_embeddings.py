@@ -18,6 +18,7 @@ from sbijax.networks import (
     pretrained,
     transformer,
 )
+from sbijax.networks.convolution import _Conv
 from sbijax.networks.tokens import to_tokens
 
 SETS = {
@@ -74,6 +75,21 @@ def test_grids_of_any_shape(name):
     # Every place of the grid counts.
     grads = jax.jit(jax.grad(lambda x: jnp.sum(net.apply(params, x) ** 2)))(x)
     assert np.mean(np.asarray(grads) != 0) > 0.9
+
+
+@pytest.mark.parametrize("shape", [(9,), (8, 5)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("width", [2, 3])
+def test_convolution_is_that_of_flax(shape, stride, width):
+    window = (width,) * len(shape)
+    ours, flax = _Conv(4, window, stride), nn.Conv(4, window, stride)
+    x = normal(1, (*shape, 3))
+    params = trained_like(ours, x)["params"]["Dense_0"]
+    kernel = params["kernel"].reshape(*window, 3, 4)
+    expected = flax.apply({"params": params | {"kernel": kernel}}, x)
+    np.testing.assert_allclose(
+        ours.apply({"params": {"Dense_0": params}}, x), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", SETS)
