@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jax.scipy.special import logsumexp
 
 import sbijax as sj
 from sbijax import networks
@@ -80,17 +79,27 @@ def importance_posterior(prior: Prior, log_likelihood: LogLikelihood) -> SampleE
 
     @partial(jax.jit, static_argnames="num_samples")
     def sample(key: Array, x: PyTree, *, num_samples: int) -> tuple[PyTree, Array]:
-        *keys, pick_key = jax.random.split(key, NUM_ROUNDS + 1)
-        loc, factor = jnp.zeros(num_dims), jnp.eye(num_dims)
-        for round_key in keys:
-            z, log_q = propose(round_key, loc, factor)
+        adapt_key, pick_key = jax.random.split(key)
+
+        def adapt(
+            state: tuple[Array, ...], key: Array
+        ) -> tuple[tuple[Array, ...], None]:
+            loc, factor, *_ = state
+            z, log_q = propose(key, loc, factor)
             log_w = jax.lax.map(partial(log_posterior, x=x), z, batch_size=1_000)
+            log_w = log_w - log_q
             log_w = jnp.where(jnp.isnan(log_w), -jnp.inf, log_w)  # overflow, far out
-            w = jax.nn.softmax(log_w - log_q)
+            w = jax.nn.softmax(log_w)
             loc = w @ z
             covariance = (w[:, None] * (z - loc)).T @ (z - loc)
             factor = jnp.linalg.cholesky(covariance + 1e-8 * jnp.eye(num_dims))
-        ess = jnp.exp(-logsumexp(2.0 * jnp.log(w)))
+            return (loc, factor, z, w), None
+
+        start = (jnp.zeros(num_dims), jnp.eye(num_dims))
+        nothing = (jnp.zeros((NUM_CANDIDATES, num_dims)), jnp.zeros(NUM_CANDIDATES))
+        keys = jax.random.split(adapt_key, NUM_ROUNDS)
+        (*_, z, w), _ = jax.lax.scan(adapt, start + nothing, keys)
+        ess = 1.0 / jnp.sum(w**2)
         # Systematic resampling: a candidate is taken twice only if it has to be.
         places = (jnp.arange(num_samples) + jax.random.uniform(pick_key)) / num_samples
         rows = jnp.searchsorted(jnp.cumsum(w), places)

@@ -8,7 +8,7 @@ import pytest
 import sbijax as sj
 from benchmarks import embeddings
 from benchmarks.common import read_rows, to_matrix
-from benchmarks.embedding_tasks import TASKS, importance_posterior
+from benchmarks.embedding_tasks import TASKS
 from benchmarks.embeddings import Budget, Case
 
 NUM_DRAWS = 10_000
@@ -23,52 +23,51 @@ def assert_same_moments(draws, mean, sd):
     np.testing.assert_allclose(np.log(draws.std(0) / sd), 0.0, atol=SD_ERROR)
 
 
-@pytest.mark.parametrize("name", ["set", "missing"])
-def test_closed_form_agrees_with_importance_resampling(name):
-    task = TASKS[name]()
-    by_weights = importance_posterior(task.prior, task.log_likelihood)
-    x = embeddings.observe(task, 1)
-    exact, _ = task.sample_exact(jax.random.key(0), x, num_samples=NUM_DRAWS)
-    weighted, ess = by_weights(jax.random.key(1), x, num_samples=NUM_DRAWS)
-    assert ess > 5 * NUM_DRAWS
-    weighted = to_matrix(weighted)
-    assert_same_moments(to_matrix(exact), weighted.mean(0), weighted.std(0))
+def on_grid(draws, half_width=6.0, num_points=21):
+    """Points `[N, D]` over what draws cover, and the same as theta."""
+    columns = to_matrix(draws)
+    half = half_width * columns.std(0)
+    axes = np.linspace(columns.mean(0) - half, columns.mean(0) + half, num_points).T
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
+    leaves, structure = jax.tree.flatten(draws)
+    ends = np.cumsum([leaf[0].size for leaf in leaves])[:-1]
+    parts = np.split(points.astype(np.float32), ends, axis=1)
+    shaped = [
+        part.reshape(-1, *leaf.shape[1:])
+        for part, leaf in zip(parts, leaves, strict=True)
+    ]
+    return points, jax.tree.unflatten(structure, shaped)
 
 
-@pytest.mark.parametrize("name", ["image", "series", "several"])
-def test_importance_resampling_agrees_with_a_grid(name):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "image",
+        "set",
+        "missing",
+        pytest.param("series", marks=pytest.mark.slow),
+        pytest.param("several", marks=pytest.mark.slow),
+    ],
+)
+def test_exact_draws_agree_with_a_grid(name):
     task = TASKS[name]()
-    x = embeddings.observe(task, 1)
+    # Data from the middle of the prior: its bounds cut no cell of the grid.
+    theta = task.prior.from_vector(jnp.zeros(task.prior.num_dims))
+    x = task.observe(jax.random.key(1), task.simulator(jax.random.key(2), theta))
     draws, ess = task.sample_exact(jax.random.key(0), x, num_samples=NUM_DRAWS)
     assert ess > 5 * NUM_DRAWS
-    # A grid in theta over what the draws cover, with the density of the prior there.
-    columns = to_matrix(draws)
-    middle, half = columns.mean(0), 6.0 * columns.std(0)
-    axes = np.linspace(middle - half, middle + half, 31).T
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
-    structure = jax.tree.structure(draws)
-    ends = np.cumsum([leaf[0].size for leaf in jax.tree.leaves(draws)])[:-1]
-    theta = jax.tree.unflatten(
-        structure,
-        [
-            part.reshape(-1, *leaf.shape[1:]).astype(np.float32)
-            for part, leaf in zip(
-                np.split(points, ends, axis=1), jax.tree.leaves(draws), strict=True
-            )
-        ],
-    )
+    points, theta = on_grid(draws)
 
     def log_posterior(theta):
-        inside = task.prior.log_prob(theta)
-        return jnp.where(
-            inside > -jnp.inf, inside + task.log_likelihood(theta, x), -jnp.inf
-        )
+        prior = task.prior.log_prob(theta)
+        both = prior + task.log_likelihood(theta, x)
+        return jnp.where(prior > -jnp.inf, both, -jnp.inf)
 
     log_p = jax.jit(lambda t: jax.lax.map(log_posterior, t, batch_size=1_000))(theta)
     p = np.asarray(jax.nn.softmax(log_p), float)
     mean = p @ points
     sd = (p @ (points - mean) ** 2) ** 0.5
-    assert_same_moments(columns, mean, sd)
+    assert_same_moments(to_matrix(draws), mean, sd)
 
 
 def test_hidden_entries_do_not_enter_the_likelihood():
@@ -91,6 +90,7 @@ def test_observations_are_the_same_for_all_trainings_and_differ():
     assert not np.allclose(first, second)
 
 
+@pytest.mark.slow
 def test_a_small_budget_gives_complete_rows(monkeypatch):
     def small(prior, **parts):
         return sj.make_npe(prior, density=sj.densities.mdn(num_components=1), **parts)
@@ -144,6 +144,7 @@ def test_runner_runs_what_is_missing_only(tmp_path, monkeypatch, capsys):
     assert "(7 rows missing)" in row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["set", "several"])
 def test_default_network_reads_sets_as_numbers(name):
     task = TASKS[name]()
