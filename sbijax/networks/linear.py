@@ -21,7 +21,7 @@ __all__ = ["LinearStats", "fit_linear", "from_residual", "to_residual"]
 
 _RIDGE = 1e-3
 _MIN_ROWS_PER_FEATURE = 10
-_MAX_FEATURES = 1024
+_MAX_FEATURES = 64
 _MIN_VARIANCE = 1e-4
 
 
@@ -44,8 +44,9 @@ class LinearStats(NamedTuple):
 def fit_linear(features: Array, targets: Array, weight: Array) -> LinearStats:
     """Fit targets `[N, D]` on features `[N, F]` by weighted ridge regression.
 
-    With fewer than ten rows per feature, or more than 1,024 features, the slope
-    is zero and the targets are only centred and whitened.
+    With fewer than ten rows per feature, or more than 64 features, the slope is
+    zero and the targets are only centred and whitened: the noise of many pixels
+    enters the residual, and an embedding has to undo it.
 
     Args:
         features: `[N, F]`, of order one.
