@@ -78,8 +78,7 @@ def with_missing(
     loss, max_rate = estimator.loss, check_fraction(max_rate, "max_rate")
     hide_one = _hide_entries(max_rate) if hide is None else hide
 
-    def hide_all(key: Array, sims: Simulations) -> Simulations:
-        keys = jax.random.split(key, sims.weight.shape[0])
+    def hide_all(keys: Array, sims: Simulations) -> Simulations:
         return sims._replace(x=jax.vmap(hide_one)(keys, sims.x))
 
     def init_fn(key: Array, sims: Simulations) -> Params:
@@ -90,7 +89,7 @@ def with_missing(
             )
         init_key, hide_key = jax.random.split(key)
         # Statistics of complete data know no spread that comes from what is missing.
-        params = estimator.init(init_key, hide_all(hide_key, sims))
+        params = estimator.init(init_key, hide_all(_own_keys(hide_key, sims), sims))
         example = params.stats.example
         # An example with nothing in it says that entries may be missing.
         nothing = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), example.x)
@@ -99,9 +98,18 @@ def with_missing(
 
     def loss_fn(params: Params, key: Array, batch: Simulations) -> Array:
         hide_key, loss_key = jax.random.split(key)
-        return loss(params, loss_key, hide_all(hide_key, batch))
+        keys = jax.random.split(hide_key, batch.weight.shape[0])
+        return loss(params, loss_key, hide_all(keys, batch))
 
     return estimator._replace(init=init_fn, loss=loss_fn)
+
+
+def _own_keys(key: Array, sims: Simulations) -> Array:
+    """A key for each row by its theta, so that order and other rows have no effect."""
+    leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(sims.theta)]
+    bits = [jax.lax.bitcast_convert_type(leaf, jnp.uint32) for leaf in leaves]
+    sums = sum(jnp.sum(leaf.reshape(len(leaf), -1), axis=1) for leaf in bits)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(sums)
 
 
 def _hide_entries(max_rate: float) -> Hide:
