@@ -26,6 +26,7 @@ from benchmarks.common import (
     append_row,
     environment,
     format_sd,
+    means_by,
     missing_observations,
     read_rows,
     run_fresh,
@@ -185,13 +186,7 @@ def print_table(method: str, rows: list[dict[str, Any]]) -> None:
         mine = [row for row in rows if row["task"] == task_name]
         if not mine:
             continue
-        by_seed, by_observation = (
-            [
-                float(np.mean([row["c2st"] for row in mine if row[field] == value]))
-                for value in sorted({row[field] for row in mine})
-            ]
-            for field in ("seed", "observation")
-        )
+        by_seed, by_observation = means_by(mine, "seed"), means_by(mine, "observation")
         goal, better = GOALS[method][task_name]
         missing = len(by_seed) * NUM_OBSERVATIONS - len(mine)
         print(

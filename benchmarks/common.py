@@ -15,7 +15,7 @@ import sbijax as sj
 from sbijax.base import PyTree
 
 __all__ = ["RESULTS", "append_row", "environment", "read_rows", "run_fresh", "spread"]
-__all__ += ["format_sd", "missing_observations", "score_draws", "to_matrix"]
+__all__ += ["format_sd", "means_by", "missing_observations", "score_draws", "to_matrix"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -89,3 +89,11 @@ def spread(values: Iterable[float], digits: int = 3) -> str:
 def format_sd(values: list[float]) -> str:
     """Standard deviation of some means as text, a dash if there is only one."""
     return f"{np.std(values, ddof=1):.3f}" if len(values) > 1 else "-"
+
+
+def means_by(rows: list[dict[str, Any]], field: str) -> list[float]:
+    """Mean C2ST of the rows with each value of a field, in the order of the values."""
+    return [
+        float(np.mean([row["c2st"] for row in rows if row[field] == value]))
+        for value in sorted({row[field] for row in rows})
+    ]

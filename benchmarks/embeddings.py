@@ -31,6 +31,7 @@ from benchmarks.common import (
     append_row,
     environment,
     format_sd,
+    means_by,
     missing_observations,
     read_rows,
     run_fresh,
@@ -178,13 +179,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     for name in sorted({case_of(row)[:3] for row in rows}):
         mine = [row for row in rows if case_of(row)[:3] == name]
         seeds = sorted({row["seed"] for row in mine})
-        by_seed, by_observation = (
-            [
-                float(np.mean([row["c2st"] for row in mine if row[field] == value]))
-                for value in sorted({row[field] for row in mine})
-            ]
-            for field in ("seed", "observation")
-        )
+        by_seed, by_observation = means_by(mine, "seed"), means_by(mine, "observation")
         p_values = [
             next(row["sbc_p_value"] for row in mine if row["seed"] == seed)
             for seed in seeds
