@@ -52,14 +52,10 @@ def make_simulations(
     theta, x = _to_arrays(theta, "theta"), _to_arrays(x, "x")
     x = clear_hidden(x, batched=True)
     weights = None if weight is None else _to_arrays(weight, "weight")
-    sizes = _num_rows({"theta": theta, "x": x, "weight": weights})
-    if len(set(sizes.values())) != 1 or None in sizes.values():
-        listing = ", ".join(f"{k}: {v}" for k, v in sizes.items())
-        raise ValueError(
-            "theta, x and weight must have one row per simulation, the same "
-            f"number in each; got rows {listing}."
-        )
-    size = next(iter(sizes.values()))
+    size = _num_rows(
+        {"theta": theta, "x": x, "weight": weights},
+        "theta, x and weight must have one row per simulation, the same number in each",
+    )
     if size == 0:
         raise ValueError("there are no simulations: every array has 0 rows.")
     if weights is None:
@@ -98,14 +94,9 @@ def make_trials(x: PyTree, *, num_padded: int | None = None) -> Trials:
         [True, True, True, False, False]
     """
     x = _to_arrays(x, "x")
-    sizes = _num_rows({"x": x})
-    if len(set(sizes.values())) != 1 or None in sizes.values():
-        listing = ", ".join(f"{k}: {v}" for k, v in sizes.items())
-        raise ValueError(
-            "every leaf of x must have one row per trial, the same number in "
-            f"each; got rows {listing}."
-        )
-    size = next(iter(sizes.values()))
+    size = _num_rows(
+        {"x": x}, "every leaf of x must have one row per trial, the same number in each"
+    )
     if not size:
         raise ValueError("there are no trials: every array has 0 rows.")
     length = size if num_padded is None else check_count(num_padded, "num_padded")
@@ -129,13 +120,11 @@ def check_trials(trials: Trials, example: PyTree) -> Trials:
         ValueError: structure or shapes differ from `example`, or the mask has
             another length or hides everything.
     """
-    sizes = _num_rows({"x": trials.x, "mask": trials.mask})
-    if len(set(sizes.values())) != 1 or None in sizes.values():
-        listing = ", ".join(f"{k}: {v}" for k, v in sizes.items())
-        raise ValueError(
-            "trials must have one row per trial and one entry of the mask for "
-            f"each; got rows {listing}. Make them with make_trials(x)."
-        )
+    _num_rows(
+        {"x": trials.x, "mask": trials.mask},
+        "trials must have one row per trial and one entry of the mask for each",
+        " Make them with make_trials(x).",
+    )
     check_like(jax.tree.map(lambda leaf: leaf[0], trials.x), example, "one trial")
     mask = jnp.asarray(trials.mask) > 0
     if not isinstance(mask, jax.core.Tracer) and not bool(jnp.any(mask)):
@@ -241,13 +230,18 @@ def count_invalid(draws: Array) -> Array:
     return jnp.sum(~jnp.all(jnp.isfinite(draws), axis=-1))
 
 
-def _num_rows(trees: dict[str, PyTree]) -> dict[str, int | None]:
-    """Length of axis 0 of every leaf by its name, None for a scalar."""
-    return {
+def _num_rows(trees: dict[str, PyTree], rule: str, mend: str = "") -> int:
+    """Length of axis 0 of all leaves, or a `ValueError` that names those they have."""
+    sizes = {
         f"{name}{jax.tree_util.keystr(path)}": leaf.shape[0] if leaf.ndim else None
         for name, tree in trees.items()
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+    size, *others = set(sizes.values())
+    if others or size is None:
+        listing = ", ".join(f"{k}: {v}" for k, v in sizes.items())
+        raise ValueError(f"{rule}; got rows {listing}.{mend}")
+    return size
 
 
 def _to_arrays(tree: PyTree, name: str) -> PyTree:
