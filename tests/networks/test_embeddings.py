@@ -18,7 +18,7 @@ from sbijax.networks import (
     pretrained,
     transformer,
 )
-from sbijax.networks.convolution import _Conv
+from sbijax.networks.convolution import _Conv, _low_frequencies
 from sbijax.networks.tokens import to_tokens
 
 SETS = {
@@ -90,6 +90,16 @@ def test_convolution_is_that_of_flax(shape, stride, width):
     np.testing.assert_allclose(
         ours.apply({"params": {"Dense_0": params}}, x), expected, rtol=1e-4, atol=1e-4
     )
+
+
+def test_lowest_frequencies_are_a_cosine_series():
+    h = normal(1, (6, 3))
+    place = (np.arange(6) + 0.5) * np.pi / 6
+    waves = np.cos(np.outer(place, np.arange(6)))
+    np.testing.assert_allclose(waves @ _low_frequencies(h, 0, 9), h, atol=1e-5)
+    lowest = _low_frequencies(h, 0, 2)
+    np.testing.assert_allclose(lowest[0], jnp.mean(h, axis=0), atol=1e-6)
+    np.testing.assert_allclose(lowest, _low_frequencies(h, 0, 9)[:2], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SETS)
