@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sbijax import (
+        abc,
         densities,
         diagnostics,
         losses,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         simulators,
     )
     from sbijax.base import (
+        AbcInfo,
         ChainInfo,
         Density,
         DiffusionEstimator,
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
         make_npe,
         make_npse,
         make_nre,
+        make_rejection_abc,
+        make_smc_abc,
         with_missing,
     )
     from sbijax.inference import Posterior, infer
@@ -56,6 +60,7 @@ if TYPE_CHECKING:
     from sbijax.training import TrainConfig, TrainInfo, fit, train
 
 __all__ = [
+    "AbcInfo",
     "ChainInfo",
     "Density",
     "DiffusionEstimator",
@@ -77,6 +82,7 @@ __all__ = [
     "TrainConfig",
     "TrainInfo",
     "Trials",
+    "abc",
     "densities",
     "diagnostics",
     "ensemble",
@@ -92,7 +98,9 @@ __all__ = [
     "make_npse",
     "make_nre",
     "make_prior",
+    "make_rejection_abc",
     "make_simulations",
+    "make_smc_abc",
     "make_trials",
     "networks",
     "plots",
@@ -106,6 +114,7 @@ __all__ = [
 ]
 
 _MODULES = (
+    "abc",
     "densities",
     "diagnostics",
     "losses",
@@ -116,13 +125,13 @@ _MODULES = (
 )
 _HOMES = {
     "base": (
-        "ChainInfo Density DiffusionEstimator Estimator LikelihoodEstimator "
+        "AbcInfo ChainInfo Density DiffusionEstimator Estimator LikelihoodEstimator "
         "Network Params Prior RatioEstimator Sampler SbijaxWarning Simulations "
         "SolverInfo Standardizer Stats Target Trials"
     ),
     "data": "make_simulations make_trials",
     "estimators": "ensemble iid make_fmpe make_nle make_npe make_npse make_nre "
-    "with_missing",
+    "make_rejection_abc make_smc_abc with_missing",
     "inference": "Posterior infer",
     "io": "load save",
     "learned": "LearnedLikelihood learned_factor",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 __all__ = [
+    "AbcInfo",
     "Array",
     "ChainInfo",
     "Density",
@@ -173,6 +174,34 @@ class SolverInfo(NamedTuple):
     num_entries: Array | int = 0
     num_steps: Array | int = 0
     num_failed: Array | int = 0
+
+
+class AbcInfo(NamedTuple):
+    """What approximate Bayesian computation reports, `SampleInfo` first.
+
+    `tolerance`, `acceptance` and `population_ess` are `[P]`, one for each population
+    and NaN after the last; `num_populations` counts those after the first.
+    `num_simulations` is what was spent, `num_failed` how many of them had a distance
+    that is NaN or negative.  `stop_reason` is 0 when the budget is spent, 1 when the
+    tolerance asked for is reached, 2 when too few are accepted, 3 when nothing is, and
+    4 when the budget is spent before the tolerance is reached.
+    `theta` with leaves `[N, ...]`, `weight` and `distance` `[N]` are the particles,
+    adjusted, that draws were resampled from.
+    """
+
+    num_invalid: Array
+    num_outside: Array
+    num_entries: Array
+    tolerance: Array
+    acceptance: Array
+    population_ess: Array
+    num_populations: Array
+    num_simulations: Array
+    num_failed: Array
+    stop_reason: Array
+    theta: PyTree
+    weight: Array
+    distance: Array
 
 
 class Target(NamedTuple):

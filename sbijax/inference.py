@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from sbijax.base import (
+    AbcInfo,
     Array,
     ChainInfo,
     Estimator,
@@ -108,13 +109,15 @@ def _log_prob(params: Params, theta: PyTree, x: PyTree, estimator: Estimator) ->
     return estimator.log_prob(params, theta, x)
 
 
-def _report(info: SampleInfo | ChainInfo | SolverInfo) -> None:
+def _report(info: SampleInfo | ChainInfo | SolverInfo | AbcInfo) -> None:
     """Turn the concrete counts of an info record into readable warnings."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(info)):
         return
     faults = _faults(info)
     if isinstance(info, ChainInfo):
         faults += _chain_faults(info)
+    if isinstance(info, AbcInfo):
+        faults += _abc_faults(info)
     if isinstance(info, SolverInfo) and int(info.num_failed):
         faults.append(
             f"{int(info.num_failed)} draws stopped on the way after "
@@ -125,7 +128,7 @@ def _report(info: SampleInfo | ChainInfo | SolverInfo) -> None:
         warnings.warn(fault, SbijaxWarning, stacklevel=3)
 
 
-def _faults(info: SampleInfo | ChainInfo | SolverInfo) -> list[str]:
+def _faults(info: SampleInfo | ChainInfo | SolverInfo | AbcInfo) -> list[str]:
     faults = []
     if int(info.num_outside):
         faults.append(
@@ -134,10 +137,35 @@ def _faults(info: SampleInfo | ChainInfo | SolverInfo) -> list[str]:
             "Check units and the model (posterior_predictive helps), or widen the "
             "prior."
         )
-    if int(info.num_invalid):
+    if int(info.num_invalid) and not isinstance(info, AbcInfo):
         faults.append(
             f"{int(info.num_invalid)} draws are not finite; train again, with a lower "
             "learning_rate or with more simulations."
+        )
+    return faults
+
+
+def _abc_faults(info: AbcInfo) -> list[str]:
+    num_simulations, last = int(info.num_simulations), int(info.num_populations)
+    tolerance, share = float(info.tolerance[last]), float(info.acceptance[last])
+    account = {
+        2: f"SMC-ABC stopped at tolerance {tolerance:.3g} after {num_simulations} "
+        f"simulations: only {100 * share:.2g} % of the last ones were close enough. "
+        "Lower min_acceptance to go on, or compare summaries of fewer numbers.",
+        3: f"none of {num_simulations} simulations was close enough, and the draws are "
+        "NaN. Raise the tolerance, and look at what simulator, summary and distance "
+        "return for one theta.",
+        4: f"the budget of {num_simulations} simulations was spent at tolerance "
+        f"{tolerance:.3g}, above min_tolerance. Raise num_simulations, or lower "
+        "num_particles.",
+    }
+    faults = [text for code, text in account.items() if code == int(info.stop_reason)]
+    num_failed = int(info.num_failed)
+    if num_failed:
+        faults.append(
+            f"{num_failed} of {num_simulations} simulations have a distance that is "
+            "NaN or negative and are left out. If that is more than you expect, look "
+            "at what simulator, summary and distance return."
         )
     return faults
 

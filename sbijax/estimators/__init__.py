@@ -7,6 +7,8 @@ from sbijax.estimators.nle import make_nle
 from sbijax.estimators.npe import make_npe
 from sbijax.estimators.npse import make_npse
 from sbijax.estimators.nre import make_nre
+from sbijax.estimators.rejection_abc import make_rejection_abc
+from sbijax.estimators.smc_abc import make_smc_abc
 from sbijax.estimators.trials import iid
 
 __all__ = [
@@ -17,5 +19,7 @@ __all__ = [
     "make_npe",
     "make_npse",
     "make_nre",
+    "make_rejection_abc",
+    "make_smc_abc",
     "with_missing",
 ]

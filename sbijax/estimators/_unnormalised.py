@@ -4,11 +4,9 @@ log p(theta | x) = log p(theta) + log p(x | theta) + const(x).
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from sbijax.base import (
     Array,
@@ -23,6 +21,7 @@ from sbijax.base import (
 )
 from sbijax.checks import check_count, check_like, check_sampler
 from sbijax.estimators._data import num_entries, num_outside
+from sbijax.estimators._in_turn import in_turn
 from sbijax.samplers import tempered_smc
 
 __all__ = ["LogLikelihoodOf", "make_target", "unnormalised_posterior"]
@@ -97,44 +96,13 @@ def unnormalised_posterior(
             target = make_target(prior, likelihood_of(params, x))
             return draw_chains(key, target, num_samples=num_samples)
 
-        chains, info = _in_turn(draw)(params, key, x)
+        chains, info = in_turn(draw)(params, key, x)
         z = chains.reshape(-1, prior.num_dims)[:num_samples]
         outside, entries = count(x, params.stats.x["range"])
         info = info._replace(num_outside=outside, num_entries=entries)
         return jax.vmap(prior.from_vector)(z), info
 
     return log_likelihood_fn, log_prob_fn, sample_fn
-
-
-def _in_turn(draw: Callable) -> Callable:
-    """On a CPU, let `vmap` take one observation after the other.
-
-    A CPU is busy with the particles of one, which stay in its caches, and each
-    stops as soon as it is done instead of waiting for the slowest.
-    """
-    if jax.default_backend() != "cpu":
-        return draw
-
-    def one(params: Params, key: Array, x: PyTree) -> Any:
-        impl = jax.random.key_impl(key)
-
-        def from_bits(params: Params, bits: Array, x: PyTree) -> Any:
-            return draw(params, jax.random.wrap_key_data(bits, impl=impl), x)
-
-        # The key-reuse checker of JAX sees reuse in loops over keys within loops.
-        shape = jax.eval_shape(jax.random.key_data, key).shape
-        bits = jax.random.bits(key, shape, "uint32")
-        closed, like = jax.make_jaxpr(from_bits, return_shape=True)(params, bits, x)
-
-        # What `draw` holds, as a prior may hold traced values, comes as an argument.
-        @jax.custom_batching.sequential_vmap
-        def from_leaves(held: list, *leaves: Array) -> Any:
-            out = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, held))(*leaves)
-            return jax.tree.unflatten(jax.tree.structure(like), out)
-
-        return from_leaves(closed.consts, *jax.tree.leaves((params, bits, x)))
-
-    return one
 
 
 def make_target(
