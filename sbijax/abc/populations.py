@@ -23,7 +23,7 @@ from sbijax.samplers.weights import resample
 
 __all__ = ["History", "Particles", "Problem", "Schedule", "run_populations"]
 
-_MAX_CENTRES = 1_000
+_MAX_CENTRES = 500
 _CHUNK = 5_000
 
 BUDGET, TOLERANCE, ACCEPTANCE, NOTHING, UNREACHED = range(5)
