@@ -52,7 +52,9 @@ if TYPE_CHECKING:
     from sbijax.learned import LearnedLikelihood, learned_factor
     from sbijax.online import train_online
     from sbijax.priors import make_prior
+    from sbijax.simulators.python import PythonSimulator, python_simulator
     from sbijax.simulators.simulate import simulate
+    from sbijax.simulators.store import StoredSimulations, open_simulations
     from sbijax.training import TrainConfig, TrainInfo, fit, train
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "Params",
     "Posterior",
     "Prior",
+    "PythonSimulator",
     "RatioEstimator",
     "Sampler",
     "SbijaxWarning",
@@ -73,6 +76,7 @@ __all__ = [
     "SolverInfo",
     "Standardizer",
     "Stats",
+    "StoredSimulations",
     "Target",
     "TrainConfig",
     "TrainInfo",
@@ -95,7 +99,9 @@ __all__ = [
     "make_simulations",
     "make_trials",
     "networks",
+    "open_simulations",
     "plots",
+    "python_simulator",
     "samplers",
     "save",
     "simulate",
@@ -128,7 +134,9 @@ _HOMES = {
     "learned": "LearnedLikelihood learned_factor",
     "online": "train_online",
     "priors": "make_prior",
+    "simulators.python": "PythonSimulator python_simulator",
     "simulators.simulate": "simulate",
+    "simulators.store": "StoredSimulations open_simulations",
     "training": "TrainConfig TrainInfo fit train",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
