@@ -14,6 +14,7 @@ from sbijax.worker import Outcome, Piece, SimulatorFault, run_piece
 __all__ = ["Flight"]
 
 _MAX_IN_FLIGHT = 10_000
+_SECONDS_TO_IDLE = 1.0
 
 
 class _Sent(NamedTuple):
@@ -52,8 +53,11 @@ class Flight:
         future.add_done_callback(self._finished.put)
 
     def collect(self) -> Iterator[tuple[Piece, Outcome]]:
-        """Wait for the next piece, and hand out what it came to."""
-        future = self._finished.get()
+        """Wait a while for the next piece, and hand out what it came to."""
+        try:
+            future = self._finished.get(timeout=_SECONDS_TO_IDLE)
+        except queue.Empty:
+            return
         sent = self._sent.pop(future)
         piece = sent.piece
         try:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cloudpickle
@@ -90,6 +90,7 @@ def draw_pieces(
     executor: concurrent.futures.Executor | None,
     x_like: PyTree | None,
     failures: Failures,
+    idle: Callable[[], None],
 ) -> Iterator[Rows]:
     """Draw what is missing in `done` `[N]`, in whatever order it is finished.
 
@@ -101,6 +102,7 @@ def draw_pieces(
         executor: where to run, None for processes of our own.
         x_like: one x of zeros that x must look like; None if none is known.
         failures: counts failed draws.
+        idle: called when nothing is finished for a while.
 
     Yields:
         Finished draws.
@@ -108,12 +110,12 @@ def draw_pieces(
     token, payload = uuid.uuid4().hex, _pickle(simulator)
     with contextlib.ExitStack() as stack:
         if executor is None:
-            num_workers = os.cpu_count() or 1
+            num_workers = _num_cores()
             window, payload_sent = _PIECES_PER_WORKER * num_workers, None
             pool: Any = WorkerPool(num_workers, token, payload)
             stack.callback(pool.shutdown, cancel_futures=True)
         else:
-            num_workers = getattr(executor, "_max_workers", None) or os.cpu_count() or 1
+            num_workers = getattr(executor, "_max_workers", None) or _num_cores()
             window, payload_sent = _PIECES_PER_WORKER * num_workers, payload
             pool = executor
         cutter = _Cutter(key, prior, simulator, done, token, payload_sent)
@@ -126,10 +128,20 @@ def draw_pieces(
                     flight.submit(cutter.cut(flight.window, reader.row_bytes))
                 else:
                     flight.submit(*flight.again.popleft())
-            for piece, outcome in flight.collect():
+            landed = list(flight.collect())
+            if not landed:
+                idle()
+            for piece, outcome in landed:
                 cutter.learn(outcome.seconds / piece.num_units)
                 yield from reader.read(piece, outcome)
         yield from reader.finish()
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _pickle(simulator: PythonSimulator) -> bytes:

@@ -122,6 +122,7 @@ def simulate(
                 executor=executor,
                 x_like=sink.x_like,
                 failures=failures,
+                idle=sink.flush,
             )
         else:
             pieces = _draw_chunks(key, prior, simulator, sink)

@@ -37,7 +37,9 @@ __all__ = ["FolderSink", "StoredSimulations", "open_simulations", "open_sink"]
 
 FORMAT = 1
 _MANIFEST = "zarr.json"  # of the group: any reader of zarr opens the folder
-_SECONDS_PER_FLUSH = 5.0  # of a chunk that is not full
+# Chunks that are not full are written too, but neither often nor all the time.
+_SECONDS_PER_FLUSH = 1.0
+_SHARE_OF_FLUSH = 0.05
 _MEND = "Give another folder, or delete this one to start again."
 
 
@@ -151,7 +153,8 @@ class FolderSink:
         self._identity = identity
         self._arrays: list[ZarrArray] = []
         self._chunks: dict[int, list[np.ndarray]] = {}
-        self._last_flush = time.monotonic()
+        self._changed: set[int] = set()
+        self._last_flush, self._flush_seconds = time.monotonic(), 0.0
         if (folder / _MANIFEST).exists():
             self._resume(chunk_size)
 
@@ -233,17 +236,24 @@ class FolderSink:
             offset = number * self.chunk_size
             copy_rows(self._chunk(number), part, slice(first - offset, last - offset))
             self.done[first:last] = True
+            self._changed.add(number)
             if self.done[offset : offset + self.chunk_size].all():
                 self._save(number)
                 del self._chunks[number]
-        if time.monotonic() - self._last_flush > _SECONDS_PER_FLUSH:
+        seconds = time.monotonic() - self._last_flush
+        if (
+            seconds > _SECONDS_PER_FLUSH
+            and self._flush_seconds < _SHARE_OF_FLUSH * seconds
+        ):
             self.flush()
 
     def flush(self) -> None:
         """Write the chunks that are not full, too."""
-        for number in self._chunks:
+        start = time.monotonic()
+        for number in sorted(self._changed):
             self._save(number)
         self._last_flush = time.monotonic()
+        self._flush_seconds = self._last_flush - start
 
     def result(self) -> Simulations:
         """The draws that are done, in order, read from the folder."""
@@ -269,6 +279,7 @@ class FolderSink:
         with self._writing():
             for array, rows in zip(self._arrays, self._chunks[number], strict=True):
                 write_chunk(array, number, rows)
+        self._changed.discard(number)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
