@@ -26,12 +26,13 @@ class _Sent(NamedTuple):
 class Flight:
     """Pieces that are with the executor, and those that have to go there again.
 
-    A piece whose worker died is sent again unit by unit; a unit that has been alone
-    with two workers that died is to blame.
+    A piece whose worker died is sent again unit by unit, and a unit of which a second
+    worker dies is to blame.  An executor that is not ours may name pieces that were
+    only near; there, the second time, nothing else is in flight.
     """
 
-    def __init__(self, pool: Any, window: int, grows: bool):
-        self._pool, self.window, self._grows = pool, window, grows
+    def __init__(self, pool: Any, window: int, is_ours: bool):
+        self._pool, self.window, self._is_ours = pool, window, is_ours
         self._sent: dict[Any, _Sent] = {}
         self._finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.again: collections.deque[tuple[Piece, bool]] = collections.deque()
@@ -44,6 +45,10 @@ class Flight:
     @property
     def has_room(self) -> bool:
         """Whether the executor should get another one."""
+        waiting = [self.again[0][1]] if self.again else []
+        running = [next(iter(self._sent.values())).is_retry] if self._sent else []
+        if not self._is_ours and any(waiting + running):
+            return not self._sent
         return len(self._sent) < self.window
 
     def submit(self, piece: Piece, is_retry: bool = False) -> None:
@@ -73,7 +78,7 @@ class Flight:
         else:
             # One that did not have to wait shows that there are more workers.
             waited = time.perf_counter() - sent.time - outcome.seconds
-            if self._grows and waited < outcome.seconds:
+            if not self._is_ours and waited < outcome.seconds:
                 self.window = min(self.window + 1, _MAX_IN_FLIGHT)
         yield piece, outcome
 

@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import functools
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -120,7 +121,7 @@ def draw_pieces(
             pool = executor
         cutter = _Cutter(key, prior, simulator, done, token, payload_sent)
         reader = OutcomeReader(cutter.units, len(done), x_like, failures)
-        flight = Flight(pool, window, grows=executor is not None)
+        flight = Flight(pool, window, is_ours=executor is None)
         stack.callback(flight.cancel)
         while cutter.num_left or flight.num_pieces or flight.again:
             while flight.has_room and (cutter.num_left or flight.again):
@@ -145,7 +146,12 @@ def _num_cores() -> int:
 
 
 def _pickle(simulator: PythonSimulator) -> bytes:
+    # What a script defines is sent by value; in a process that was spawned by
+    # multiprocessing its module has another name.
+    main = sys.modules.get("__mp_main__")
     try:
+        if main is not None:
+            cloudpickle.register_pickle_by_value(main)
         return cloudpickle.dumps(simulator.function)
     except Exception as error:
         raise TypeError(

@@ -24,9 +24,10 @@ PRIOR = sj.make_prior(dist.Normal(0.0, 1.0))
 @pytest.fixture(scope="module")
 def cluster():
     """Two processes; a task is to blame when a second worker dies of it."""
-    # They find sbijax as this process does.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
-    with dask.config.set({"distributed.scheduler.allowed-failures": 1}):
+    failures = {"distributed.scheduler.allowed-failures": 1}
+    with pytest.MonkeyPatch.context() as patch, dask.config.set(failures):
+        # They find sbijax as this process does.
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *sys.path]))
         with distributed.LocalCluster(
             n_workers=2,
             threads_per_worker=1,
