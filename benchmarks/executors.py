@@ -74,6 +74,10 @@ def run_kind(kind: str, size: int, path: str, log: str) -> None:
         with open(log, "ab") as file:
             file.write(b"." * num)
 
+    def slow_write(x: Any) -> None:
+        time.sleep(0.001)
+        write(1)
+
     def python(rng: np.random.Generator, theta: Any) -> Any:
         time.sleep(0.004)
         x = theta + rng.normal(size=20)
@@ -82,9 +86,9 @@ def run_kind(kind: str, size: int, path: str, log: str) -> None:
 
     def compiled(key: Any, theta: Any) -> Any:
         noise = jax.random.normal(key, (20,))
-        x = jax.lax.fori_loop(0, 2_000, lambda _, x: 0.999 * x + noise / 1e3, noise)
-        jax.debug.callback(lambda _: write(1), x[0])
-        return theta + x
+        x = theta + noise
+        jax.debug.callback(slow_write, x[0])
+        return x
 
     simulator = sj.python_simulator(python) if kind == "python" else compiled
     sj.simulate(
@@ -110,14 +114,17 @@ def count_lost(kind: str, size: int, num_kills: int, seed: int) -> dict[str, Any
         for _ in range(num_kills):
             made, kept = log.stat().st_size, _num_stored(path)
             process = _start(kind, size, path, log)
-            time.sleep(rng.uniform(0.5, 5.0))
+            early = rng.random() < 0.2  # some before the first draw is made
+            while not early and log.stat().st_size == made:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0.0, 2.0))
             process.kill()
             process.wait()
             time.sleep(0.5)  # its workers end
             done.append(_num_stored(path))
             lost.append(log.stat().st_size - made - (done[-1] - kept))
             if done[-1] == size:
-                raise RuntimeError("all is done before the last kill; raise --size")
+                raise RuntimeError("all is done before the last kill; raise --sizes")
         _start(kind, size, path, log).wait()
         whole = Path(folder) / "whole"
         _start(kind, size, whole, Path(folder) / "log2").wait()
@@ -129,6 +136,41 @@ def count_lost(kind: str, size: int, num_kills: int, seed: int) -> dict[str, Any
         differ = sum(not np.array_equal(a, b) for a, b in pairs)
         shutil.rmtree(whole)
     return {"lost": lost, "done": done, "arrays_that_differ": differ}
+
+
+def measure_speed(repeats: int) -> dict[str, Any]:
+    """Overhead of draws of 10 ms, and throughput of cheap ones."""
+    num_workers = len(os.sched_getaffinity(0))
+    content: dict[str, Any] = {"num_workers": num_workers}
+    for name in ("sleeping", "busy"):
+        runs = [run_fresh(time_simulate, name, 2_000, None) for _ in range(repeats)]
+        ideal = 2_000 * 0.01 / num_workers
+        ratios = [run["seconds"] / ideal for run in runs]
+        content[name] = runs
+        print(f"2,000 draws of 10 ms ({name}), {num_workers} workers, over the ideal")
+        print(f"  {ideal:g} s: {spread(ratios)} times; goal 1.15, better 1.05")
+    runs = [
+        run_fresh(time_simulate, "microsecond", 5_000_000, 1_000)
+        for _ in range(repeats)
+    ]
+    content["microsecond"] = runs
+    alone = spread([1e6 * run["seconds_per_draw_alone"] for run in runs])
+    rates = spread([5 / run["seconds"] for run in runs])
+    print(f"draws in batches of 1,000, {alone} microseconds each by themselves")
+    print(f"  {rates} million draws a second; goal 1")
+    return content
+
+
+def measure_kills(num_kills: int, sizes: list[int]) -> dict[str, Any]:
+    """Kills of a Python and of a JAX simulator that write to a store."""
+    content = {}
+    for kind, size in zip(("python", "compiled"), sizes, strict=True):
+        result = count_lost(kind, size, num_kills, seed=0)
+        content[f"kills_{kind}"] = result
+        print(f"{num_kills} kills of a {kind} simulator, chunks of {_CHUNK_SIZE} draws")
+        print(f"  most draws lost by one: {max(result['lost'])}; goal: one chunk")
+        print(f"  arrays that differ: {result['arrays_that_differ']}; goal 0")
+    return content
 
 
 def _start(kind: str, size: int, path: Path, log: Path) -> subprocess.Popen:
@@ -151,38 +193,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--size", type=int, default=15_000, help="draws to kill among")
+    parser.add_argument(
+        "--sizes",
+        nargs=2,
+        type=int,
+        default=[15_000, 30_000],
+        help="draws to kill among: Python, JAX",
+    )
+    parser.add_argument("--only", choices=["speed", "kills"])
     args = parser.parse_args()
-    num_workers = len(os.sched_getaffinity(0))
-    content: dict[str, Any] = {
-        "environment": environment() | {"workers": str(num_workers)}
-    }
-    for name in ("sleeping", "busy"):
-        runs = [
-            run_fresh(time_simulate, name, 2_000, None) for _ in range(args.repeats)
-        ]
-        ideal = 2_000 * 0.01 / num_workers
-        ratios = [run["seconds"] / ideal for run in runs]
-        content[name] = runs
-        print(f"2,000 draws of 10 ms ({name}), {num_workers} workers, over the ideal")
-        print(f"  {ideal:g} s: {spread(ratios)} times; goal 1.15, better 1.05")
-    runs = [
-        run_fresh(time_simulate, "microsecond", 5_000_000, 1_000)
-        for _ in range(args.repeats)
-    ]
-    content["microsecond"] = runs
-    alone = spread([1e6 * run["seconds_per_draw_alone"] for run in runs])
-    rates = spread([5e6 / run["seconds"] / 1e6 for run in runs])
-    print(f"draws in batches of 1,000, {alone} microseconds each by themselves")
-    print(f"  {rates} million draws a second; goal 1")
-    for kind in ("python", "compiled"):
-        result = count_lost(kind, args.size, args.kills, seed=0)
-        content[f"kills_{kind}"] = result
-        print(
-            f"{args.kills} kills of a {kind} simulator, chunks of {_CHUNK_SIZE} draws"
-        )
-        print(f"  most draws lost by one: {max(result['lost'])}; goal: one chunk")
-        print(f"  arrays that differ: {result['arrays_that_differ']}; goal 0")
+    content: dict[str, Any] = {"environment": environment()}
+    if args.only != "kills":
+        content |= measure_speed(args.repeats)
+    if args.only != "speed":
+        content |= measure_kills(args.kills, args.sizes)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "executors.json").write_text(json.dumps(content, indent=1) + "\n")
 

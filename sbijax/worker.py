@@ -145,16 +145,14 @@ def serve(connection: Any, token: str, payload: bytes) -> None:
         connection.send(fault)
         return
     connection.send(None)
-    while True:
-        try:
+    with contextlib.suppress(EOFError, OSError):  # nobody is there any more
+        while True:
             piece = connection.recv()
-        except EOFError:
-            return
-        try:
-            answer: Any = run_piece(piece, expendable=True)
-        except SimulatorFault as fault:
-            answer = fault
-        connection.send(answer)
+            try:
+                answer: Any = run_piece(piece, expendable=True)
+            except SimulatorFault as fault:
+                answer = fault
+            connection.send(answer)
 
 
 def _end_with_parent() -> None:

@@ -38,7 +38,7 @@ __all__ = ["FolderSink", "StoredSimulations", "open_simulations", "open_sink"]
 FORMAT = 1
 _MANIFEST = "zarr.json"  # of the group: any reader of zarr opens the folder
 # Chunks that are not full are written too, but neither often nor all the time.
-_SECONDS_PER_FLUSH = 1.0
+_SECONDS_PER_FLUSH = 0.25
 _SHARE_OF_FLUSH = 0.05
 _MEND = "Give another folder, or delete this one to start again."
 
