@@ -11,6 +11,7 @@ seeded by (key, j), so its x depends on neither the worker nor the order.
 import contextlib
 import faulthandler
 import functools
+import itertools
 import os
 import pickle
 import signal
@@ -35,6 +36,7 @@ class Piece(NamedTuple):
     `token` names the function; `payload` is its pickle, or None where `serve` has
     loaded it.  `theta` has leaves `[num_units, ...]`, or `[num_units * batch_size,
     ...]` in batches.  Unit `first + i` is seeded by `(*entropy, first + i)`.
+    `attempt` tells pieces apart that are sent again: dask knows calls by arguments.
     """
 
     token: str
@@ -45,6 +47,7 @@ class Piece(NamedTuple):
     entropy: tuple[int, ...]
     batch_size: int | None
     timeout: float | None
+    attempt: int = 0
 
 
 class Block(NamedTuple):
@@ -119,6 +122,8 @@ def run_piece(piece: Piece, *, expendable: bool = False) -> Outcome:
             failures.append((i, _say(error)))
         else:
             spec = _spec(x, piece.batch_size is not None)
+            if spec not in found:
+                _check_sendable(x)
             positions, _, rows = found.setdefault(spec, ([], x, []))
             positions.append(i)
             rows.append(leaves)
@@ -207,6 +212,16 @@ def _checked_leaves(x: Tree, batch_size: int | None) -> list[np.ndarray]:
                 "draw at a time leave batch_size out of python_simulator."
             )
     return leaves
+
+
+def _check_sendable(x: Tree) -> None:
+    try:
+        pickle.dumps(_rebuild(x, itertools.repeat(0)))
+    except Exception as error:
+        raise SimulatorFault(
+            f"x cannot be sent back from a worker ({_say(error)}). Return arrays, "
+            "dicts, tuples, or classes that a module defines."
+        ) from None
 
 
 def _run(call: Callable[[], Tree], timeout: float | None) -> Tree:

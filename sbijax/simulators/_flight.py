@@ -71,8 +71,8 @@ class Flight:
             if not _blames_draws(error):
                 raise _explain(error) from error
             if not sent.is_retry or piece.num_units > 1:
-                alone = piece.num_units == 1
-                self.again.extend((unit, alone) for unit in _split(piece))
+                is_retry = not self._is_ours or piece.num_units == 1
+                self.again.extend((unit, is_retry) for unit in _split(piece))
                 return
             outcome = Outcome([], [(0, str(error) or type(error).__name__)], 0.0)
         else:
@@ -108,4 +108,9 @@ def _split(piece: Piece) -> Iterator[Piece]:
     for i in range(piece.num_units):
         cut = slice(i * size, (i + 1) * size)
         theta = jax.tree.map(lambda leaf, cut=cut: leaf[cut], piece.theta)
-        yield piece._replace(theta=theta, first=piece.first + i, num_units=1)
+        yield piece._replace(
+            theta=theta,
+            first=piece.first + i,
+            num_units=1,
+            attempt=piece.attempt + 1,
+        )

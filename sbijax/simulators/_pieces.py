@@ -116,8 +116,8 @@ def draw_pieces(
             pool: Any = WorkerPool(num_workers, token, payload)
             stack.callback(pool.shutdown, cancel_futures=True)
         else:
-            num_workers = getattr(executor, "_max_workers", None) or _num_cores()
-            window, payload_sent = _PIECES_PER_WORKER * num_workers, payload
+            window = _PIECES_PER_WORKER * _num_workers(executor)
+            payload_sent = payload
             pool = executor
         cutter = _Cutter(key, prior, simulator, done, token, payload_sent)
         reader = OutcomeReader(cutter.units, len(done), x_like, failures)
@@ -136,6 +136,18 @@ def draw_pieces(
                 cutter.learn(outcome.seconds / piece.num_units)
                 yield from reader.read(piece, outcome)
         yield from reader.finish()
+
+
+def _num_workers(executor: Any) -> int:
+    """How many workers an executor has, as far as it says so; more may show later."""
+    for name in ("_max_workers", "num_workers"):  # the latter of mpi4py
+        count = getattr(executor, name, None)
+        if isinstance(count, int) and count > 0:
+            return count
+    client: Any = getattr(executor, "_client", None)  # of dask
+    with contextlib.suppress(Exception):
+        return sum(client.nthreads().values()) or _num_cores()
+    return _num_cores()
 
 
 def _num_cores() -> int:

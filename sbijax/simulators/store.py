@@ -346,7 +346,7 @@ def check_identity(
     for field, reason in reasons.items():
         ours, theirs = expected[field], found.get(field)
         if field == "prior":
-            same = np.allclose(theirs or np.nan, ours, rtol=1e-4, atol=1e-6)
+            same = np.allclose(theirs or np.nan, ours, 1e-4, 1e-6, equal_nan=True)
         elif field == "program" and theirs and ours:
             # Another version of Python or JAX may compile the same to something else.
             same = theirs[0] != ours[0] or theirs[1] == ours[1]
@@ -383,8 +383,9 @@ def _names(example: Simulations) -> list[str]:
 
 
 def _is_ours(folder: pathlib.Path) -> bool:
-    """Whether a folder is empty or has the lock of a store."""
-    return (folder / LOCK).exists() or not any(folder.iterdir())
+    """Whether a folder is empty, or has what a store begins with."""
+    found = {path.name for path in folder.iterdir()}
+    return not found or bool(found & {LOCK, _MANIFEST})
 
 
 def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:

@@ -187,6 +187,32 @@ def test_what_x_may_be(num):
         assert sims.x.shape == (4, 2)
 
 
+def test_a_named_tuple_of_a_module_is_taken_and_one_of_a_script_refused(tmp_path):
+    def of_module(rng, theta):
+        from sbijax.worker import Block
+
+        return Block([theta, 1.0], theta)
+
+    sims = run(of_module, 4)
+    assert type(sims.x) is worker.Block
+    body = """
+        import typing
+        class Pair(typing.NamedTuple):
+            a: float
+        simulator = sj.python_simulator(lambda rng, theta: Pair(theta))
+        sj.simulate(jax.random.key(0), prior, simulator, 5)
+    """
+    _, errors = finish(script(body, tmp_path / "log"))
+    assert "TypeError: x cannot be sent back from a worker (PicklingError" in errors
+
+
+def test_number_of_workers_is_asked_for(monkeypatch):
+    monkeypatch.setattr(_pieces, "_num_cores", lambda: 3)
+    with concurrent.futures.ThreadPoolExecutor(7) as threads:
+        assert _pieces._num_workers(threads) == 7
+    assert _pieces._num_workers(Inline()) == 3
+
+
 def test_double_precision_follows_the_context():
     with jax.enable_x64(True):
         sims = run(two_arguments, 4, executor=Inline())
