@@ -11,18 +11,20 @@ from sbijax.base import PyTree, Simulations
 from sbijax.checks import describe
 from sbijax.data import clear_hidden, holds_trials
 from sbijax.simulators._sink import Failures, Rows
-from sbijax.worker import Outcome, Piece
+from sbijax.worker import Block, Outcome, Piece
 
 __all__ = ["OutcomeReader"]
 
 _NOT_FINITE = "theta or x is not finite"
+_MAX_STRANGERS = 10
 
 
 class OutcomeReader:
     """Turns outcomes into rows.
 
     What x looks like is what the first draw that succeeds returns, first by number;
-    until it is known, outcomes are held.
+    until it is known, outcomes are held.  Where a store has draws, that is what it has,
+    once a draw agrees; when none of the first ten does, it is another simulator.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class OutcomeReader:
         self._units, self._size, self._failures = units, size, failures
         self._stored, self._like = x_like, None
         self._held: dict[int, tuple[Piece, Outcome]] = {}
-        self._place = 0
+        self._place, self._num_strangers = 0, 0
 
     @property
     def row_bytes(self) -> int:
@@ -53,8 +55,9 @@ class OutcomeReader:
             if held is None:
                 return
             self._place += held[0].num_units
-            if held[1].blocks:
-                self._learn(min(held[1].blocks, key=lambda block: block.positions[0]).x)
+            for block in sorted(held[1].blocks, key=lambda block: block.positions[0]):
+                if self._like is None:
+                    self._learn(block)
         if self._like is not None:
             yield from self.finish()
 
@@ -75,16 +78,19 @@ class OutcomeReader:
                 "prior.sample(key), and look at what it does."
             )
 
-    def _learn(self, x: PyTree) -> None:
+    def _learn(self, block: Block) -> None:
         dtype = jnp.result_type(float)
-        like = jax.tree.map(lambda leaf: np.zeros(leaf.shape[1:], dtype), x)
-        if self._stored is not None and not _look_alike(like, self._stored):
+        like = jax.tree.map(lambda leaf: np.zeros(leaf.shape[1:], dtype), block.x)
+        if self._stored is None or _look_alike(like, self._stored):
+            self._like = like
+            return
+        self._num_strangers += len(block.positions)
+        if self._num_strangers >= _MAX_STRANGERS:
             raise ValueError(
                 "the store was made with another simulator: its x is "
                 f"{describe(self._stored)}, that of this one {describe(like)}. Give "
                 "another folder, or delete this one to start again."
             )
-        self._like = like
 
     def _rows(self, piece: Piece, outcome: Outcome) -> Rows:
         batch = piece.batch_size or 1
@@ -115,10 +121,13 @@ class OutcomeReader:
         for leaf in jax.tree.leaves((piece.theta, x)):
             valid &= np.isfinite(leaf).reshape(num_rows, -1).all(axis=1)
         failed = self._count(piece, failures)
-        for i in np.flatnonzero(~valid & ~failed):
-            self._add(_NOT_FINITE, piece.first * batch + int(i), 1)
+        start = piece.first * batch
+        bad = start + np.flatnonzero(~valid & ~failed)
+        bad = bad[bad < self._size]
+        if len(bad):
+            self._failures.add(_NOT_FINITE, int(bad[0]), len(bad))
         weight: Any = valid.astype(jnp.result_type(float))
-        return Rows(piece.first * batch, Simulations(piece.theta, x, weight))
+        return Rows(start, Simulations(piece.theta, x, weight))
 
     def _count(self, piece: Piece, failures: list[tuple[int, str]]) -> np.ndarray:
         """Count failed units, and say which rows `[n]` they are."""
@@ -126,13 +135,10 @@ class OutcomeReader:
         failed = np.zeros(piece.num_units * batch, bool)
         for i, message in failures:
             failed[i * batch : (i + 1) * batch] = True
-            self._add(message, (piece.first + i) * batch, batch)
+            index = (piece.first + i) * batch
+            # The last batch may reach beyond the end.
+            self._failures.add(message, index, min(batch, self._size - index))
         return failed
-
-    def _add(self, message: str, index: int, count: int) -> None:
-        count = min(count, self._size - index)  # a batch may reach beyond the end
-        if count > 0:
-            self._failures.add(message, index, count)
 
 
 def _look_alike(x: PyTree, like: PyTree) -> bool:

@@ -136,6 +136,16 @@ def _map_chunk(array: ZarrArray, number: int) -> np.ndarray | None:
     return np.memmap(path, array.dtype.newbyteorder("<"), "r", shape=shape)
 
 
+def _synchronise(folder: pathlib.Path) -> None:
+    """Make names in a folder last, where the system lets folders be opened."""
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _write_file(path: pathlib.Path, data: Any) -> None:
     partial = path.with_name(path.name + ".part")
     try:
@@ -144,6 +154,7 @@ def _write_file(path: pathlib.Path, data: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        _synchronise(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()

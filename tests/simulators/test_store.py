@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import nullcontext as quiet
 from pathlib import Path
 
 import jax
@@ -333,6 +334,20 @@ def test_store_of_another_python_simulator_is_refused(path):
 
     with pytest.raises(ValueError, match="same name but another program"):
         run(30, path, sj.python_simulator(function))
+
+
+def test_a_draw_of_another_shape_is_a_failure_in_a_store_too(path):
+    def function(rng, theta):
+        return np.zeros(1 if theta["loc"] > 0.0 else 2)
+
+    kind = sj.python_simulator(function)
+    with pytest.warns(sj.SbijaxWarning, match=r"x was float64\[\d\], that of other"):
+        expected = run(60, path.with_name("other"), kind)
+    for size in (1, 4, 5, 6, 60):  # runs that begin with either
+        with pytest.warns(sj.SbijaxWarning, match="failed") if size > 1 else quiet():
+            sims = run(size, path, kind)
+    assert_equal(sims, expected)
+    assert 10 < np.sum(sims.weight) < 50
 
 
 def test_foreign_and_damaged_folders_are_refused(path, tmp_path):
