@@ -43,6 +43,7 @@ bench: $(INSTALLED) ## speed and accuracy; PEER_PYTHON=... adds sbi side by side
 	@$(RUN) -m benchmarks.accuracy nle --seeds $(SEEDS)
 	@$(RUN) -m benchmarks.accuracy nre --seeds $(SEEDS)
 	@$(RUN) -m benchmarks.samplers --seeds $(SEEDS)
+	@$(RUN) -m benchmarks.executors
 	@$(RUN) -m benchmarks.embeddings --seeds $(SEEDS)
 	@$(RUN) -m benchmarks.embeddings --embedding default --seeds $(SEEDS)
 	@$(RUN) -m benchmarks.likelihood_speed --seeds $(SEEDS) \

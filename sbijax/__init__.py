@@ -56,7 +56,9 @@ if TYPE_CHECKING:
     from sbijax.learned import LearnedLikelihood, learned_factor
     from sbijax.online import train_online
     from sbijax.priors import make_prior
+    from sbijax.simulators.python import PythonSimulator, python_simulator
     from sbijax.simulators.simulate import simulate
+    from sbijax.simulators.store import StoredSimulations, open_simulations
     from sbijax.training import TrainConfig, TrainInfo, fit, train
 
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     "Params",
     "Posterior",
     "Prior",
+    "PythonSimulator",
     "RatioEstimator",
     "Sampler",
     "SbijaxWarning",
@@ -78,6 +81,7 @@ __all__ = [
     "SolverInfo",
     "Standardizer",
     "Stats",
+    "StoredSimulations",
     "Target",
     "TrainConfig",
     "TrainInfo",
@@ -103,7 +107,9 @@ __all__ = [
     "make_smc_abc",
     "make_trials",
     "networks",
+    "open_simulations",
     "plots",
+    "python_simulator",
     "samplers",
     "save",
     "simulate",
@@ -137,7 +143,9 @@ _HOMES = {
     "learned": "LearnedLikelihood learned_factor",
     "online": "train_online",
     "priors": "make_prior",
+    "simulators.python": "PythonSimulator python_simulator",
     "simulators.simulate": "simulate",
+    "simulators.store": "StoredSimulations open_simulations",
     "training": "TrainConfig TrainInfo fit train",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -16,10 +16,12 @@ __all__ = [
     "count_invalid",
     "data_nodes",
     "fill_zero_weight",
+    "from_skeleton",
     "holds_trials",
     "is_trials",
     "make_simulations",
     "make_trials",
+    "to_skeleton",
     "where_rows",
 ]
 
@@ -228,6 +230,44 @@ def count_invalid(draws: Array) -> Array:
         1
     """
     return jnp.sum(~jnp.all(jnp.isfinite(draws), axis=-1))
+
+
+def to_skeleton(tree: PyTree) -> Any:
+    """A pytree of dicts, tuples, lists, Trials and arrays as JSON, without values.
+
+    Example:
+        >>> import numpy as np
+        >>> from sbijax.data import to_skeleton
+        >>> to_skeleton((np.zeros(3, np.float32),))
+        {'tuple': [{'shape': [3], 'dtype': 'float32'}]}
+    """
+    if isinstance(tree, Simulations):
+        tree = tree._asdict()
+    if is_trials(tree):
+        return {"trials": to_skeleton(tree._asdict())}
+    if type(tree) is dict and all(isinstance(name, str) for name in tree):
+        return {"dict": {name: to_skeleton(value) for name, value in tree.items()}}
+    if type(tree) in (tuple, list):
+        return {type(tree).__name__: [to_skeleton(value) for value in tree]}
+    if isinstance(tree, jax.Array | np.ndarray):
+        return {"shape": list(tree.shape), "dtype": str(tree.dtype)}
+    raise TypeError(
+        "a file holds theta and x made of dicts, tuples, lists, Trials and arrays, "
+        f"got a {type(tree).__name__} among them. Turn it into a dict in the simulator."
+    )
+
+
+def from_skeleton(node: Any) -> Any:
+    """The pytree that `to_skeleton` was given, with shapes and dtypes for arrays."""
+    if "trials" in node:
+        return Trials(**from_skeleton(node["trials"]))
+    if "dict" in node:
+        return {name: from_skeleton(value) for name, value in node["dict"].items()}
+    if "tuple" in node:
+        return tuple(from_skeleton(value) for value in node["tuple"])
+    if "list" in node:
+        return [from_skeleton(value) for value in node["list"]]
+    return jax.ShapeDtypeStruct(tuple(node["shape"]), jnp.dtype(node["dtype"]))
 
 
 def _num_rows(trees: dict[str, PyTree], rule: str, mend: str = "") -> int:

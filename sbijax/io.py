@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sbijax.base import Estimator, Params, PyTree, Simulations, Trials
+from sbijax.base import Estimator, Params, PyTree, Simulations
 from sbijax.checks import check_record, describe
-from sbijax.data import is_trials
+from sbijax.data import from_skeleton, to_skeleton
 
 __all__ = ["load", "save"]
 
@@ -65,7 +65,7 @@ def save(path: str | os.PathLike[str], estimator: Estimator, params: Params) -> 
     target = pathlib.Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {target.parent} to save into.")
-    skeleton = _skeleton(params.stats.example)
+    skeleton = to_skeleton(params.stats.example)
     leaves = {
         jax.tree_util.keystr(key_path): np.asarray(jnp.asarray(leaf))
         for key_path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -130,7 +130,7 @@ def load(path: str | os.PathLike[str], estimator: Estimator) -> Params:
 
 def _expected(estimator: Estimator, skeleton: Any) -> PyTree:
     """Shapes of the parameters the estimator would make for such simulations."""
-    example = _from_skeleton(skeleton)
+    example = from_skeleton(skeleton)
     sims = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype),
         Simulations(example["theta"], example["x"], example["weight"]),
@@ -195,36 +195,6 @@ def _check_format(path: Any, manifest: dict[str, Any]) -> None:
         )
 
 
-def _skeleton(tree: PyTree) -> Any:
-    """A pytree of dicts, tuples, lists, Trials and arrays as JSON, without values."""
-    if isinstance(tree, Simulations):
-        tree = tree._asdict()
-    if is_trials(tree):
-        return {"trials": _skeleton(tree._asdict())}
-    if type(tree) is dict and all(isinstance(name, str) for name in tree):
-        return {"dict": {name: _skeleton(value) for name, value in tree.items()}}
-    if type(tree) in (tuple, list):
-        return {type(tree).__name__: [_skeleton(value) for value in tree]}
-    if isinstance(tree, jax.Array | np.ndarray):
-        return {"shape": list(tree.shape), "dtype": str(tree.dtype)}
-    raise TypeError(
-        "a file holds theta and x made of dicts, tuples, lists, Trials and arrays, "
-        f"got a {type(tree).__name__} among them. Turn it into a dict in the simulator."
-    )
-
-
-def _from_skeleton(node: Any) -> Any:
-    if "trials" in node:
-        return Trials(**_from_skeleton(node["trials"]))
-    if "dict" in node:
-        return {name: _from_skeleton(value) for name, value in node["dict"].items()}
-    if "tuple" in node:
-        return tuple(_from_skeleton(value) for value in node["tuple"])
-    if "list" in node:
-        return [_from_skeleton(value) for value in node["list"]]
-    return jax.ShapeDtypeStruct(tuple(node["shape"]), jnp.dtype(node["dtype"]))
-
-
 def _read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Any]]:
     """Manifest and arrays, or one clear error for every kind of damage."""
     if not pathlib.Path(path).is_file():
@@ -250,7 +220,7 @@ def _read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Any]]
 
 
 def _check_manifest(manifest: dict[str, Any]) -> None:
-    example = _from_skeleton(manifest["example"])
+    example = from_skeleton(manifest["example"])
     if set(example) != set(Simulations._fields):
         raise ValueError("the example has other fields")
     check = manifest["check"]

@@ -28,20 +28,22 @@ LAYERS = {
     "learned": set(),
     "online": {"training", "simulators"},
     "sequential": {"training", "inference", "simulators"},
-    "simulators": {"priors"},
+    "simulators": {"priors", "worker"},
     "diagnostics": set(),
     "plots": set(),
     "io": set(),
+    "worker": set(),
 }
 
 # library -> packages of sbijax that may import it
 HOMES = {
     "arviz": {"plots"},
     "blackjax": {"samplers"},
+    "cloudpickle": {"simulators"},
     "diffrax": {"samplers", "simulators"},
     "distrax": {"densities"},
     "flax": {"networks", "densities"},  # densities: masked autoregressive networks
-    "jax": set(LAYERS),
+    "jax": set(LAYERS) - {"worker"},  # it would be loaded in every worker
     "matplotlib": {"plots"},
     "numpy": set(LAYERS),
     # simulators: the priors of the tasks; learned: sites of models

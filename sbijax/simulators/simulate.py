@@ -5,64 +5,91 @@ the simulator.  So the random numbers of a draw depend neither on how the work
 is cut into chunks nor on how many draws follow it.
 """
 
+import concurrent.futures
+import contextlib
 import functools
 import inspect
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sbijax.base import Array, Prior, PyTree, SbijaxWarning, Simulations
 from sbijax.checks import check_count, check_key, check_record, describe, is_real
 from sbijax.data import make_simulations
+from sbijax.simulators._identity import identify
+from sbijax.simulators._pieces import draw_pieces
+from sbijax.simulators._sink import (
+    Failures,
+    MemorySink,
+    Rows,
+    Sink,
+    automatic_chunk_size,
+    fill,
+    report_failures,
+)
+from sbijax.simulators.python import PythonSimulator
+from sbijax.simulators.store import open_sink
 
 __all__ = ["simulate", "simulate_batch"]
 
 Simulator = Callable[[Array, PyTree], PyTree]
 
-_CHUNK_BYTES = 64 * 2**20
-_MAX_CHUNK_SIZE = 4096  # larger chunks are not faster and show no progress
-_PROGRESS_DELAY = 1.0  # seconds; shorter runs show no bar
 _EXPECTED = "expected simulator(key, theta) -> x, a JAX function of one draw"
 
 
 def simulate(
     key: Array,
     prior: Prior,
-    simulator: Simulator,
+    simulator: Simulator | PythonSimulator,
     num_simulations: int,
     *,
     chunk_size: int | None = None,
+    executor: concurrent.futures.Executor | None = None,
+    store: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Simulations:
-    """Draw `num_simulations` pairs from p(theta) p(x | theta), in chunks.
+    """Draw `num_simulations` pairs from p(theta) p(x | theta).
 
-    The simulator is vmapped and compiled once for each prior, simulator and
-    chunk size.  Ctrl-C ends the run early and returns the chunks that are
-    finished.  Inside `jit` or `vmap` use `simulate_batch`, which gives the
-    same draws.
+    A JAX simulator is vmapped and compiled once for each prior, simulator and
+    chunk size.  Any other function, wrapped by `python_simulator`, runs in
+    workers.  Ctrl-C ends the run early and returns the draws that are finished.
+    Inside `jit` or `vmap` use `simulate_batch`, which gives the same draws.
 
     Args:
         key: one typed PRNG key.
         prior: the prior of theta.
         simulator: `simulator(key, theta) -> x`, a JAX function of one draw; x
-            is any pytree of arrays whose shapes do not depend on theta.
+            is any pytree of arrays whose shapes do not depend on theta.  Or the
+            record of `python_simulator`.
         num_simulations: `N`, at least 1.
-        chunk_size: draws computed at a time, at most; it bounds memory.  The
-            random numbers do not depend on it.  By default about 64 MB of
-            theta and x, and 4,096 draws at most.
+        chunk_size: draws computed at a time, at most, and those of one file of
+            the store.  The random numbers do not depend on it.  By default about
+            64 MB of theta and x, and 4,096 draws at most.
+        executor: where the function of `python_simulator` runs: any
+            `concurrent.futures.Executor`, such as `client.get_executor()` of
+            dask.distributed or an `MPIPoolExecutor` of mpi4py.  By default
+            processes of its own, one for each core.  The draws do not depend
+            on it.
+        store: folder that finished draws are written to as they come.  If it
+            holds draws of this call already, the run goes on from there, with a
+            larger `num_simulations` too, and ends with the same bits.
         progress: show a bar on stderr when the run lasts more than a second.
 
     Returns:
-        The simulations, leaves `[N, ...]`.  Draws with a non-finite entry in
-        theta or x have weight 0 and are reported in an `SbijaxWarning`.
+        The simulations, leaves `[N, ...]`.  Draws that failed or have a non-finite
+        entry in theta or x have weight 0 and are reported in an `SbijaxWarning`.
 
     Raises:
-        TypeError: `key`, `prior`, `simulator` or a count is not what is
-            expected, or the simulator cannot be traced by JAX.
-        ValueError: a count below 1, or all draws failed.
+        TypeError: an argument is not what is expected, the simulator cannot be
+            traced by JAX, or cannot be sent to workers.
+        ValueError: a count below 1, all draws failed, or the store is that of
+            another prior, simulator or key, or damaged.
+        RuntimeError: another process writes to the store, or the executor
+            broke down.
+        OSError: the store cannot be written to; what is in it is complete.
 
     Example:
         >>> import jax, numpyro.distributions as dist
@@ -80,26 +107,34 @@ def simulate(
             "simulate_batch, which gives the same draws."
         )
     _check_arguments(key, prior, simulator)
+    _check_executor(simulator, executor)
     size = check_count(num_simulations, "num_simulations")
-    if chunk_size is None:
-        chunk_size = _automatic_chunk_size(_abstract_rows(key, prior, simulator, 1))
-    chunk_size = min(check_count(chunk_size, "chunk_size"), size)
-    rows = _abstract_rows(key, prior, simulator, chunk_size)
-
-    buffers = jax.tree.map(lambda a: np.empty((size, *a.shape[1:]), a.dtype), rows)
-    num_done = _fill(buffers, key, prior, simulator, chunk_size, progress)
-    if num_done < size:
-        buffers = jax.tree.map(lambda buffer: buffer[:num_done], buffers)
-        warnings.warn(
-            f"simulate was interrupted: the {num_done} of {size} simulations "
-            "that were finished are returned.",
-            SbijaxWarning,
-            stacklevel=2,
-        )
-    report = _report_failures(buffers)
+    if chunk_size is not None:
+        chunk_size = check_count(chunk_size, "chunk_size")
+    failures = Failures()
+    with _open_sink(key, prior, simulator, size, chunk_size, store) as sink:
+        if isinstance(simulator, PythonSimulator):
+            pieces = draw_pieces(
+                key,
+                prior,
+                simulator,
+                sink.done,
+                executor=executor,
+                x_like=sink.x_like,
+                failures=failures,
+                idle=sink.flush,
+            )
+        else:
+            pieces = _draw_chunks(key, prior, simulator, sink)
+        try:
+            fill(sink, pieces, progress)
+        finally:
+            sink.flush()
+        sims = sink.result()
+    report = report_failures(sims, failures)
     if report is not None:
         warnings.warn(report, SbijaxWarning, stacklevel=2)
-    return jax.tree.map(jnp.asarray, buffers)
+    return jax.tree.map(jnp.asarray, sims)
 
 
 def simulate_batch(
@@ -134,6 +169,11 @@ def simulate_batch(
         >>> jax.vmap(draw)(keys).x.shape
         (3, 5, 2)
     """
+    if isinstance(simulator, PythonSimulator):
+        raise TypeError(
+            "simulate_batch and training on fresh simulations compile the simulator, "
+            "which has to be a JAX function; simulate runs a PythonSimulator."
+        )
     _check_arguments(key, prior, simulator)
     size = check_count(num_simulations, "num_simulations")
     return _draw_rows(key, jnp.arange(size), prior, simulator)
@@ -156,7 +196,8 @@ def _call_simulator(key: Array, theta: PyTree, simulator: Simulator) -> PyTree:
             "simulator cannot be compiled by JAX: it uses the values of key or "
             "theta where JAX needs to know them beforehand (in an if, a shape, an "
             "index or a numpy function). Use jax.numpy, jnp.where, jax.lax.cond "
-            f"and fixed shapes; {_EXPECTED}."
+            f"and fixed shapes; {_EXPECTED}. Functions that are not JAX run in "
+            "workers: see python_simulator."
         ) from error
     except Exception as error:
         error.add_note(
@@ -195,73 +236,68 @@ def _draw_chunk(
     return _draw_rows(key, start + jnp.arange(chunk_size), prior, simulator)
 
 
-def _fill(
-    buffers: Simulations,
+@contextlib.contextmanager
+def _open_sink(
     key: Array,
     prior: Prior,
-    simulator: Simulator,
-    chunk_size: int,
-    progress: bool,
-) -> int:
-    """Fill the buffers chunk by chunk and return how many rows are done."""
-    from tqdm import tqdm
+    simulator: Simulator | PythonSimulator,
+    size: int,
+    chunk_size: int | None,
+    store: str | os.PathLike[str] | None,
+) -> Iterator[Sink]:
+    """Where the draws go; for a JAX simulator it knows what they look like."""
+    with contextlib.ExitStack() as stack:
+        sink: Sink = MemorySink(size)
+        if store is not None:
+            identity = identify(key, prior, simulator)
+            sink = stack.enter_context(open_sink(store, identity, size, chunk_size))
+        if not isinstance(simulator, PythonSimulator):
+            row = _abstract_rows(key, prior, simulator, 1)
+            chunk_size = sink.chunk_size or chunk_size
+            chunk_size = chunk_size or min(size, automatic_chunk_size(row))
+            if store is None:
+                chunk_size = min(chunk_size, size)
+            sink.create(row, chunk_size)
+        yield sink
 
-    num_done, num_failed, size = 0, 0, len(buffers.weight)
+
+def _draw_chunks(
+    key: Array, prior: Prior, simulator: Simulator, sink: Sink
+) -> Iterator[Rows]:
+    """Draw the chunks that have rows missing; the last one goes beyond the end.
+
+    So no program is compiled for a shorter one, and a draw has the same place in
+    its chunk, and the same bits, however many there are.
+    """
+    chunk_size = sink.chunk_size
+    assert chunk_size is not None
     draw = functools.partial(
         _draw_chunk, prior=prior, simulator=simulator, chunk_size=chunk_size
     )
-    with tqdm(
-        total=size,
-        desc="simulate",
-        unit="draw",
-        unit_scale=True,
-        delay=_PROGRESS_DELAY,
-        disable=not progress,
-    ) as bar:
-        try:
-            while num_done < size:
-                # The last chunk ends at the last row: it repeats some draws,
-                # and no program is compiled for a shorter one.
-                start = min(num_done, size - chunk_size)
-                stop = start + chunk_size
-                _store(buffers, jax.device_get(draw(key, start)), start, stop)
-                num_failed += int(np.sum(buffers.weight[num_done:stop] == 0.0))
-                bar.set_postfix(failed=num_failed, refresh=False)
-                bar.update(stop - num_done)
-                num_done = stop
-        except KeyboardInterrupt:
-            if num_done == 0:
-                raise
-    return num_done
+    for start in range(0, len(sink.done), chunk_size):
+        if not sink.done[start : start + chunk_size].all():
+            yield Rows(start, jax.device_get(draw(key, start)))
 
 
-def _store(buffers: Simulations, chunk: Simulations, start: int, stop: int) -> None:
-    for buffer, rows in zip(
-        jax.tree.leaves(buffers), jax.tree.leaves(chunk), strict=True
-    ):
-        buffer[start:stop] = rows
-
-
-def _report_failures(sims: Simulations) -> str | None:
-    """One line about the failed draws, None if there are none."""
-    failed = sims.weight == 0.0
-    count, size = int(np.sum(failed)), failed.size
-    if count == 0:
-        return None
-    if count == size:
-        raise ValueError(
-            f"all {size} simulations failed: each has a non-finite entry in theta or "
-            "x. Call simulator(key, prior.sample(key)) once and look at what it "
-            "returns."
+def _check_executor(simulator: Simulator | PythonSimulator, executor: object) -> None:
+    if executor is None:
+        return
+    if not isinstance(simulator, PythonSimulator):
+        raise TypeError(
+            "executor is for simulators that are not JAX: a JAX simulator is compiled "
+            "and runs on the devices of JAX. Leave executor out, or wrap a Python "
+            "function: python_simulator(function)."
         )
-    return (
-        f"{count} of {size} simulations ({100 * count / size:.2g} %) failed: theta or "
-        "x is not finite. They have weight 0 and are left out. If that is more than "
-        "you expect, look at theta where weight is 0."
-    )
+    if not isinstance(executor, concurrent.futures.Executor):
+        raise TypeError(
+            "executor must be a concurrent.futures.Executor, got "
+            f"{type(executor).__name__}. Of a dask client, give client.get_executor()."
+        )
 
 
-def _check_arguments(key: Array, prior: Prior, simulator: Simulator) -> None:
+def _check_arguments(
+    key: Array, prior: Prior, simulator: Simulator | PythonSimulator
+) -> None:
     check_key(key)
     check_record(
         prior,
@@ -270,6 +306,8 @@ def _check_arguments(key: Array, prior: Prior, simulator: Simulator) -> None:
         "Make one with sbijax.make_prior from a numpyro distribution, a dict of them "
         "or a model.",
     )
+    if isinstance(simulator, PythonSimulator):
+        return
     if not callable(simulator):
         raise TypeError(
             f"simulator must be a function, got {type(simulator).__name__}; "
@@ -302,8 +340,3 @@ def _abstract_rows(
     return _draw_chunk.eval_shape(
         key, 0, prior=prior, simulator=simulator, chunk_size=chunk_size
     )
-
-
-def _automatic_chunk_size(row: Simulations) -> int:
-    row_bytes = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(row))
-    return max(1, min(_MAX_CHUNK_SIZE, _CHUNK_BYTES // row_bytes))

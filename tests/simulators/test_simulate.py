@@ -12,7 +12,7 @@ from sbijax.base import SbijaxWarning
 from sbijax.priors import make_prior
 from sbijax.simulators import simulate, simulate_batch
 
-module = importlib.import_module("sbijax.simulators.simulate")
+module = importlib.import_module("sbijax.simulators._sink")
 
 PRIOR = make_prior({"loc": dist.Normal(0.0, 1.0), "scale": dist.Uniform(0.5, 2.0)})
 
@@ -171,13 +171,13 @@ def test_pytree_x_with_integers_booleans_and_numbers():
 
 def test_memory_bound_sets_the_chunk_size(monkeypatch):
     sizes = []
-    store = module._store
+    write = module.MemorySink.write
 
-    def spy(buffers, chunk, start, stop):
-        sizes.append(stop - start)
-        store(buffers, chunk, start, stop)
+    def spy(sink, rows):
+        sizes.append(len(rows.sims.weight))
+        write(sink, rows)
 
-    monkeypatch.setattr(module, "_store", spy)
+    monkeypatch.setattr(module.MemorySink, "write", spy)
     # One row is theta (2 floats), x (3 floats) and the weight: 24 bytes.
     monkeypatch.setattr(module, "_CHUNK_BYTES", 24 * 40)
     simulate(jax.random.key(0), PRIOR, simulator, 100)
@@ -189,16 +189,16 @@ def interrupt_at(monkeypatch):
     """Make the n-th chunk raise what Ctrl-C raises."""
 
     def install(number):
-        store = module._store
+        write = module.MemorySink.write
         calls = []
 
-        def interrupted(buffers, chunk, start, stop):
-            calls.append(start)
+        def interrupted(sink, rows):
+            calls.append(rows.start)
             if len(calls) == number:
                 raise KeyboardInterrupt
-            store(buffers, chunk, start, stop)
+            write(sink, rows)
 
-        monkeypatch.setattr(module, "_store", interrupted)
+        monkeypatch.setattr(module.MemorySink, "write", interrupted)
 
     return install
 
