@@ -161,7 +161,7 @@ def _abc_faults(info: AbcInfo) -> list[str]:
     }
     faults = [text for code, text in account.items() if code == int(info.stop_reason)]
     num_failed = int(info.num_failed)
-    if num_failed:
+    if num_failed and not faults:
         faults.append(
             f"{num_failed} of {num_simulations} simulations have a distance that is "
             "NaN or negative and are left out. If that is more than you expect, look "

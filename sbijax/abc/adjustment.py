@@ -118,7 +118,7 @@ def nonlinear_adjustment(*, num_units: int = 50, ridge: float = 1e-3) -> Adjustm
 
         rows, at = expand(rows), expand(at)
         mean = _regress(rows, z, weights, ridge)
-        residual = z - mean(rows)
+        residual = jnp.where(weights[:, None] > 0, z - mean(rows), 0.0)
         tiny = 1e-6 * (weights @ residual**2) + jnp.finfo(z.dtype).tiny ** 0.5
         log_square = _regress(rows, jnp.log(residual**2 + tiny), weights, ridge)
         ratio = jnp.exp(0.5 * (log_square(at) - log_square(rows)))

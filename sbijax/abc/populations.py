@@ -6,8 +6,10 @@ tolerance epsilon.  Old and new particles are two weighted samples of the same
 
     p(z | d(s(z), s_o) <= epsilon),   w_old unchanged,   w_new = p(z) / q(z),
 
-each normalised by itself, and joined in proportion to their effective sizes.  So every
-population costs M simulations, no more, and none that is close enough is thrown away.
+each normalised by itself, and joined in proportion to their numbers.  (By effective
+sizes they would be worth less whenever one of them is rare and heavy, and the tails
+would be lost.)  So every population costs M simulations, no more, and none that is
+close enough is thrown away.
 """
 
 from collections.abc import Callable
@@ -110,8 +112,6 @@ def run_populations(
     Reference:
         Lenormand, Jabot, Deffuant. Adaptive approximate Bayesian computation for
         complex models, 2013.
-        Nguyen, Septier, Peters, Delignon. Improving SMC sampler estimate by recycling
-        all past simulated particles, 2014.
     """
     num_populations = schedule.num_populations
     prior_key, first_key, key = jax.random.split(key, 3)
@@ -122,7 +122,7 @@ def run_populations(
     measured, num_failed = _measure(distance, scale, s, problem.observed)
     rows = _closest(measured, schedule.num_particles)
     near = measured[rows]
-    weight = _normalise(jnp.zeros_like(near), near < jnp.inf)[0]
+    weight = _normalise(jnp.zeros_like(near), near < jnp.inf)
     particles = Particles(z[rows], _take(s, rows), near, weight)
 
     empty = jnp.full(num_populations + 1, jnp.nan, z.dtype)
@@ -189,9 +189,9 @@ def _next(
     log_new = jax.vmap(problem.log_prior)(place) - log_q
     log_old = jnp.log(old.weight[jnp.minimum(rows, size - 1)])
     counts = near < jnp.inf
-    weight_new, ess_new = _normalise(log_new, is_new & counts)
-    weight_old, ess_old = _normalise(log_old, ~is_new & counts)
-    share = ess_new / jnp.maximum(ess_new + ess_old, 1.0)
+    weight_new = _normalise(log_new, is_new & counts)
+    weight_old = _normalise(log_old, ~is_new & counts)
+    share = jnp.sum(is_new & counts) / jnp.maximum(jnp.sum(counts), 1)
     weight = share * weight_new + (1.0 - share) * weight_old
 
     particles = Particles(z, jax.tree.map(join, old.s, s), near, weight)
@@ -241,13 +241,12 @@ def _closest(distances: Array, num: int) -> Array:
     return jax.lax.top_k(-distances, num)[1]
 
 
-def _normalise(log_weight: Array, mask: Array) -> tuple[Array, Array]:
-    """Weights `[N]` that sum to 1 where the mask is, and their effective number."""
+def _normalise(log_weight: Array, mask: Array) -> Array:
+    """Weights `[N]` that sum to 1 where the mask is, or all are 0."""
     log_weight = jnp.where(mask, log_weight, -jnp.inf)
     there = jnp.max(log_weight) > -jnp.inf
     weight = jax.nn.softmax(jnp.where(there, log_weight, 0.0))
-    weight = jnp.where(there & mask, weight, 0.0)
-    return weight, jnp.where(there, 1.0 / jnp.sum(weight**2), 0.0)
+    return jnp.where(there & mask, weight, 0.0)
 
 
 def _record(

@@ -1,5 +1,6 @@
 """Drawing simulations, and the built-in tasks."""
 
+from sbijax.simulators.callback import in_workers
 from sbijax.simulators.drift_diffusion import drift_diffusion
 from sbijax.simulators.gaussian_linear import gaussian_linear
 from sbijax.simulators.gaussian_mixture import gaussian_mixture
@@ -19,6 +20,7 @@ __all__ = [
     "drift_diffusion",
     "gaussian_linear",
     "gaussian_mixture",
+    "in_workers",
     "lotka_volterra",
     "lynx_hare",
     "open_simulations",

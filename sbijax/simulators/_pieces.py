@@ -28,7 +28,13 @@ from sbijax.simulators._sink import Failures, Rows
 from sbijax.simulators.python import PythonSimulator
 from sbijax.worker import Piece
 
-__all__ = ["draw_pieces", "draw_thetas"]
+__all__ = [
+    "draw_pieces",
+    "draw_thetas",
+    "num_cores",
+    "num_workers_of",
+    "pickle_function",
+]
 
 _SECONDS_PER_PIECE = 0.1
 _PIECES_PER_WORKER = 2  # one that runs, one that waits
@@ -108,15 +114,15 @@ def draw_pieces(
     Yields:
         Finished draws.
     """
-    token, payload = uuid.uuid4().hex, _pickle(simulator)
+    token, payload = uuid.uuid4().hex, pickle_function(simulator)
     with contextlib.ExitStack() as stack:
         if executor is None:
-            num_workers = _num_cores()
+            num_workers = num_cores()
             window, payload_sent = _PIECES_PER_WORKER * num_workers, None
             pool: Any = WorkerPool(num_workers, token, payload)
             stack.callback(pool.shutdown, cancel_futures=True)
         else:
-            window = _PIECES_PER_WORKER * _num_workers(executor)
+            window = _PIECES_PER_WORKER * num_workers_of(executor)
             payload_sent = payload
             pool = executor
         cutter = _Cutter(key, prior, simulator, done, token, payload_sent)
@@ -138,7 +144,7 @@ def draw_pieces(
         yield from reader.finish()
 
 
-def _num_workers(executor: Any) -> int:
+def num_workers_of(executor: Any) -> int:
     """How many workers an executor has, as far as it says so; more may show later."""
     for name in ("_max_workers", "num_workers"):  # the latter of mpi4py
         count = getattr(executor, name, None)
@@ -146,18 +152,18 @@ def _num_workers(executor: Any) -> int:
             return count
     client: Any = getattr(executor, "_client", None)  # of dask
     with contextlib.suppress(Exception):
-        return sum(client.nthreads().values()) or _num_cores()
-    return _num_cores()
+        return sum(client.nthreads().values()) or num_cores()
+    return num_cores()
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _pickle(simulator: PythonSimulator) -> bytes:
+def pickle_function(simulator: PythonSimulator) -> bytes:
     # What a script defines is sent by value; in a process that was spawned by
     # multiprocessing its module has another name.
     main = sys.modules.get("__mp_main__")

@@ -64,7 +64,7 @@ def test_draws_are_those_of_local_processes(client):
 
 
 def test_a_client_is_not_an_executor(client):
-    assert _pieces._num_workers(client.get_executor()) == 2
+    assert _pieces.num_workers_of(client.get_executor()) == 2
     with pytest.raises(TypeError, match=r"give client.get_executor\(\)"):
         run(lambda rng, theta: theta, 5, client)
 

@@ -110,7 +110,7 @@ def test_draws_do_not_depend_on_workers_or_pieces(batch_size, monkeypatch):
     settings = {"prior": PRIOR, "batch_size": batch_size}
     reference = run(function, 100, executor=Inline(), **settings)
     for num_workers in (1, 3):
-        monkeypatch.setattr(_pieces, "_num_cores", lambda n=num_workers: n)
+        monkeypatch.setattr(_pieces, "num_cores", lambda n=num_workers: n)
         assert_equal(run(function, 100, **settings), reference)
     for seconds in (1e-9, 10.0):
         monkeypatch.setattr(_pieces, "_SECONDS_PER_PIECE", seconds)
@@ -207,10 +207,10 @@ def test_a_named_tuple_of_a_module_is_taken_and_one_of_a_script_refused(tmp_path
 
 
 def test_number_of_workers_is_asked_for(monkeypatch):
-    monkeypatch.setattr(_pieces, "_num_cores", lambda: 3)
+    monkeypatch.setattr(_pieces, "num_cores", lambda: 3)
     with concurrent.futures.ThreadPoolExecutor(7) as threads:
-        assert _pieces._num_workers(threads) == 7
-    assert _pieces._num_workers(Inline()) == 3
+        assert _pieces.num_workers_of(threads) == 7
+    assert _pieces.num_workers_of(Inline()) == 3
 
 
 def test_double_precision_follows_the_context():
