@@ -13,7 +13,7 @@ import sbijax as sj
 from sbijax import abc
 
 PRIOR = sj.make_prior(
-    {"rate": dist.Gamma(2.0, 1.0), "pair": dist.Uniform(-jnp.ones(2), jnp.ones(2))}
+    {"rate": dist.LogNormal(0.0, 0.5), "pair": dist.Uniform(-jnp.ones(2), jnp.ones(2))}
 )
 
 
