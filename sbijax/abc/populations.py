@@ -164,7 +164,9 @@ def _next(
     num_centres = min(size, _MAX_CENTRES)
     centres = old.z[resample(centre_key, old.weight, num_centres)]
     factors = kernel(centres)
-    picked = jax.random.permutation(order_key, jnp.arange(num_new) % num_centres)
+    # Centres stand in the order of their distances: take them all, or some at random.
+    order = jax.random.permutation(order_key, num_centres)
+    picked = order[jnp.arange(num_new) % num_centres]
     noise = jax.random.normal(move_key, (num_new, old.z.shape[1]), old.z.dtype)
     z = centres[picked] + jnp.einsum("nij,nj->ni", factors[picked], noise)
     s = _simulate(simulator_key, problem, z)

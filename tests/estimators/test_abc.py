@@ -119,31 +119,30 @@ def test_counts_with_tolerance_zero_are_exact():
         assert abs(sd / exact.std() - 1.0) < 4.0 / ess**0.5
 
 
-def test_weights_are_unbiased_where_importance_sampling_is_exact():
-    # Everything within a wide tolerance: the weights alone have to undo the proposals.
-    prior = sj.make_prior(dist.Uniform(-3.0, 3.0))
-
-    def distance(s, observed):
-        return jnp.maximum(jnp.abs(s - observed), 1.0)
-
+@pytest.mark.parametrize("num_new", [100, 700, 1_000])
+def test_weights_undo_the_proposals(num_new):
+    # The posterior at the last tolerance; some of 500 centres are used, or each twice.
     estimator, params = start(
-        sj.make_smc_abc, prior, num_simulations=40_000, num_particles=2_000,
-        distance=distance, min_acceptance=0.0,
+        sj.make_smc_abc, num_simulations=50_000, num_particles=1_000, num_new=num_new,
+        min_tolerance=1.0, distance=absolute,
     )  # fmt: skip
-    x = 0.5
-    reference = np.linspace(-3.0, 3.0, 20_001)
-    mass = stats.norm.cdf(x + 1.0 - reference) - stats.norm.cdf(x - 1.0 - reference)
-    mass /= mass.sum()
-    mean = mass @ reference
-    sd = np.sqrt(mass @ (reference - mean) ** 2)
-    found = []
-    for seed in range(8):
-        _, info = sample(estimator, params, x, seed=seed)
-        assert float(info.tolerance[-1]) == 1.0
-        found.append(moments(info, jnp.atleast_1d)[:2])
-    found = np.asarray(found)
-    error = found.std(axis=0, ddof=1) / 8**0.5
-    assert np.all(np.abs(found.mean(axis=0) - [mean, sd]) < 4.0 * error + 2e-3)
+    grid = np.linspace(-6.0, 6.0, 20_001)
+
+    def exact(tolerance):
+        low, high = X - tolerance - grid, X + tolerance - grid
+        mass = stats.norm.pdf(grid) * (stats.norm.cdf(high) - stats.norm.cdf(low))
+        mass /= mass.sum()
+        mean = mass @ grid
+        return mean, np.sqrt(mass @ (grid - mean) ** 2)
+
+    off = []
+    for seed in range(12):
+        _, info = sample(estimator, params, seed=seed)
+        assert int(info.stop_reason) == TOLERANCE
+        last = float(info.tolerance[int(info.num_populations)])
+        off.append(np.subtract(moments(info)[:2], exact(last)))
+    error = np.std(off, axis=0, ddof=1) / 12**0.5
+    assert np.all(np.abs(np.mean(off, axis=0)) < 4.0 * error)
 
 
 @pytest.mark.parametrize("num_simulations", [1_000, 1_777])
