@@ -53,6 +53,7 @@ NUM_SIMULATIONS = 100_000
 NUM_PILOTS = 1_000
 TOLERANCE = 0.02
 NUM_PARTICLES = 1_000
+NUM_NEW = 20_000  # draws of a cheap simulator cost less than a population
 NUM_BATCH = 100
 REPEATS = 5
 
@@ -71,7 +72,7 @@ class Case(NamedTuple):
 def _smc_linear(*args: Any, **options: Any) -> Estimator:
     return sj.make_smc_abc(
         *args,
-        num_particles=20_000,
+        num_particles=40_000,
         adjustment=sj.abc.linear_adjustment(),
         kernel=sj.abc.normal_kernel(),
         **options,
@@ -200,6 +201,7 @@ def time_to_tolerance(seed: int) -> tuple[list[dict[str, Any]], np.ndarray, floa
         task.simulator,
         num_simulations=1_000_000,
         num_particles=NUM_PARTICLES,
+        num_new=NUM_NEW,
         min_tolerance=TOLERANCE,
         min_acceptance=0.0,
         distance=lambda s, observed: jnp.linalg.norm(s - observed),
