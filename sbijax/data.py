@@ -16,6 +16,7 @@ __all__ = [
     "count_invalid",
     "data_nodes",
     "fill_zero_weight",
+    "flatten",
     "from_skeleton",
     "holds_trials",
     "is_trials",
@@ -170,6 +171,19 @@ def data_nodes(x: PyTree) -> list:
         2
     """
     return jax.tree.leaves(x, is_leaf=is_trials)
+
+
+def flatten(x: PyTree) -> Array:
+    """All leaves of one x in one vector.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sbijax.data import flatten
+        >>> flatten({"a": 1.0, "b": jnp.array([[2.0, 3.0]])}).tolist()
+        [1.0, 2.0, 3.0]
+    """
+    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(x)]
+    return jnp.concatenate(leaves) if leaves else jnp.zeros(0)
 
 
 def holds_trials(x: PyTree) -> bool:

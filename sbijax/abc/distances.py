@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from sbijax.base import Array, PyTree, Trials
 from sbijax.checks import check_count, check_positive, describe
-from sbijax.data import is_trials
+from sbijax.data import flatten, holds_trials, is_trials
 
 __all__ = ["Distance", "as_distance", "euclidean", "mmd", "p_norm", "wasserstein"]
 
@@ -226,12 +226,12 @@ def _no_scale(rows: PyTree, weight: Array) -> dict[str, Array]:
 
 
 def _flatten(s: PyTree) -> Array:
-    if any(map(is_trials, jax.tree.leaves(s, is_leaf=is_trials))):
+    if holds_trials(s):
         raise ValueError(
             "the distance compares vectors, but x holds Trials. Give "
             "distance=abc.wasserstein() or abc.mmd(), or a summary."
         )
-    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(s)])
+    return flatten(s)
 
 
 def _sample_of(s: PyTree) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from sbijax.base import Array, Estimator, Params, Prior, PyTree
 from sbijax.checks import check_count, check_record
-from sbijax.data import data_nodes, is_trials
+from sbijax.data import flatten, holds_trials
 from sbijax.networks import robust
 from sbijax.networks.linear import fit_linear
 
@@ -68,12 +68,12 @@ def semi_automatic(
 
     def raw(x: PyTree) -> Array:
         found = x if features is None else features(x)
-        if any(map(is_trials, data_nodes(found))):
+        if holds_trials(found):
             raise ValueError(
                 "semi_automatic regresses on vectors, but x holds Trials. Give "
                 "features of them, or distance=abc.wasserstein()."
             )
-        return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(found)])
+        return flatten(found)
 
     def expand(scale: PyTree, values: Array) -> Array:
         values = scaler.forward(scale, values)

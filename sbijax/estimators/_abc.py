@@ -30,10 +30,9 @@ from sbijax.base import (
     Stats,
 )
 from sbijax.checks import check_count, check_like, check_record
-from sbijax.data import count_invalid
+from sbijax.data import count_invalid, flatten
 from sbijax.estimators._data import (
     count_invalid_theta,
-    flatten,
     num_entries,
     num_outside,
     observed_range,

@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sbijax.base import Array, Prior, PyTree, Simulations
-from sbijax.data import data_nodes, fill_zero_weight, is_trials, where_rows
+from sbijax.data import data_nodes, fill_zero_weight, flatten, is_trials, where_rows
 from sbijax.networks.tokens import masked_mean
 
 __all__ = [
     "count_invalid_theta",
     "features_of",
-    "flatten",
     "num_entries",
     "num_outside",
     "observed_range",
@@ -32,12 +31,6 @@ def count_invalid_theta(prior: Prior, sims: Simulations) -> Array:
     """How many simulations of some weight have no prior density."""
     none = jax.vmap(prior.log_prob)(sims.theta) == -jnp.inf
     return jnp.sum((sims.weight > 0) & none)
-
-
-def flatten(x: PyTree) -> Array:
-    """All leaves of one x in one vector."""
-    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(x)]
-    return jnp.concatenate(leaves) if leaves else jnp.zeros(0)
 
 
 def unflatten(vector: Array, like: PyTree) -> PyTree:

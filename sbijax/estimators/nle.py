@@ -30,11 +30,10 @@ from sbijax.base import (
     Stats,
 )
 from sbijax.checks import check_like, check_network, check_record, describe
-from sbijax.data import holds_trials
+from sbijax.data import flatten, holds_trials
 from sbijax.densities import maf, mixed, nsf_autoregressive
 from sbijax.estimators._data import (
     count_invalid_theta,
-    flatten,
     observed_range,
     split_example,
     unflatten,
