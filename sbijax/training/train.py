@@ -16,16 +16,8 @@ from sbijax.base import Array, Estimator, Params, SbijaxWarning, Simulations, St
 from sbijax.checks import check_count, check_key, check_record
 from sbijax.data import make_simulations
 from sbijax.training.checkpoint import fingerprint, open_checkpoint
-from sbijax.training.fit import (
-    TrainConfig,
-    TrainInfo,
-    TrainState,
-    fit,
-    init_state,
-    is_done,
-    result,
-    run_epochs,
-)
+from sbijax.training.fit import fit, init_state, result, run_epochs
+from sbijax.training.records import TrainConfig, TrainInfo, TrainState, is_done
 
 __all__ = ["make_config", "run_training", "train"]
 

@@ -12,7 +12,7 @@ import pytest
 
 import sbijax as sj
 from sbijax import densities, networks
-from sbijax.training.fit import TrainConfig, TrainInfo, fit
+from sbijax.training import TrainConfig, TrainInfo, fit
 from tests.helpers import assert_same_bits, linear_data
 
 train_module = importlib.import_module("sbijax.training.train")
