@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Density,
         DiffusionEstimator,
         Estimator,
+        LazySimulations,
         LikelihoodEstimator,
         Network,
         Params,
@@ -67,6 +68,7 @@ __all__ = [
     "Density",
     "DiffusionEstimator",
     "Estimator",
+    "LazySimulations",
     "LearnedLikelihood",
     "LikelihoodEstimator",
     "Network",
@@ -131,9 +133,9 @@ _MODULES = (
 )
 _HOMES = {
     "base": (
-        "AbcInfo ChainInfo Density DiffusionEstimator Estimator LikelihoodEstimator "
-        "Network Params Prior RatioEstimator Sampler SbijaxWarning Simulations "
-        "SolverInfo Standardizer Stats Target Trials"
+        "AbcInfo ChainInfo Density DiffusionEstimator Estimator LazySimulations "
+        "LikelihoodEstimator Network Params Prior RatioEstimator Sampler SbijaxWarning "
+        "Simulations SolverInfo Standardizer Stats Target Trials"
     ),
     "data": "make_simulations make_trials",
     "estimators": "ensemble iid make_fmpe make_nle make_npe make_npse make_nre "

@@ -2,7 +2,8 @@
 
 from sbijax.training.fit import fit
 from sbijax.training.records import Source, TrainConfig, TrainInfo
-from sbijax.training.train import make_config, run_training, train
+from sbijax.training.settings import make_config
+from sbijax.training.train import run_training, train
 
 __all__ = [
     "Source",
