@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from sbijax.online import train_online
     from sbijax.priors import make_prior
     from sbijax.simulators.python import PythonSimulator, python_simulator
-    from sbijax.simulators.simulate import simulate
+    from sbijax.simulators.simulate import simulate, simulate_to_store
     from sbijax.simulators.store import StoredSimulations, open_simulations
     from sbijax.training import TrainConfig, TrainInfo, fit, train
 
@@ -115,6 +115,7 @@ __all__ = [
     "samplers",
     "save",
     "simulate",
+    "simulate_to_store",
     "simulators",
     "train",
     "train_online",
@@ -146,7 +147,7 @@ _HOMES = {
     "online": "train_online",
     "priors": "make_prior",
     "simulators.python": "PythonSimulator python_simulator",
-    "simulators.simulate": "simulate",
+    "simulators.simulate": "simulate simulate_to_store",
     "simulators.store": "StoredSimulations open_simulations",
     "training": "TrainConfig TrainInfo fit train",
 }
