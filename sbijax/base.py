@@ -62,6 +62,18 @@ class LazySimulations(Protocol):
     """Simulations that are read as they are asked for, and may exceed memory.
 
     `train` takes them in place of `Simulations`; `StoredSimulations` are some.
+
+    Example:
+        >>> import numpy as np
+        >>> from sbijax import LazySimulations, Simulations
+        >>> class Squares:
+        ...     def __len__(self):
+        ...         return 10_000_000
+        ...     def __getitem__(self, rows):
+        ...         theta = np.arange(rows.start, rows.stop, dtype=float)
+        ...         return Simulations(theta, theta**2, np.ones(len(theta)))
+        >>> isinstance(Squares(), LazySimulations)
+        True
     """
 
     def __len__(self) -> int:
