@@ -23,9 +23,10 @@ __all__ = [
     "Plan",
     "automatic_buffer_size",
     "is_lazy",
+    "make_buffer",
     "make_entropy",
     "make_plan",
-    "read_buffer",
+    "read_into",
     "read_one",
     "read_slice",
 ]
@@ -78,8 +79,9 @@ def make_plan(
     number of batches, and only the last one has a batch that is not full.
 
     Example:
+        >>> from sbijax.training.reading import make_plan
         >>> plan = make_plan(
-        ...     (0,), 1_000, buffer_size=300, validation_fraction=0.1, batch_size=50
+        ...     (0,), 1_000, buffer_size=280, validation_fraction=0.1, batch_size=50
         ... )
         >>> plan.num_held_out, plan.cuts.tolist(), plan.capacity
         (100, [0, 200, 450, 650, 900], 250)
@@ -153,33 +155,35 @@ def read_slice(source: LazySimulations, start: int, stop: int) -> Simulations:
     return Simulations(part.theta, part.x, part.weight)
 
 
-def read_buffer(
+def make_buffer(like: Simulations, capacity: int) -> Simulations:
+    """Numpy arrays `[capacity, ...]` for rows that look like one."""
+    return jax.tree.map(lambda a: _aligned((capacity, *a.shape), a.dtype), like)
+
+
+def read_into(
+    buffer: Simulations,
     source: LazySimulations,
     slices: np.ndarray,
-    like: Simulations,
-    capacity: int,
     stop: threading.Event | None = None,
 ) -> Simulations:
-    """Read slices into new numpy arrays `[capacity, ...]`, zeros after the last row.
+    """Read slices into the arrays of a buffer; rows after the last have weight 0.
 
     Args:
+        buffer: arrays `[capacity, ...]`, which are written to.
         source: where to read.
-        slices: which rows.
-        like: what one row looks like.
-        capacity: rows of the buffer.
+        slices: which rows, `capacity` at most.
         stop: when it is set, reading ends with a `CancelledError`.
 
     Raises:
         TypeError: a slice is not `Simulations`, or holds no real numbers.
         ValueError: a slice has other shapes, or weights that are negative.
     """
-    buffer = jax.tree.map(lambda a: _zeros((capacity, *a.shape), a.dtype), like)
     place = 0
     for first, last in slices.tolist():
         if stop is not None and stop.is_set():
             raise concurrent.futures.CancelledError
         part = read_slice(source, first, last)
-        _check_part(part, like, first, last)
+        _check_part(part, buffer, first, last)
         rows = slice(place, place + last - first)
         with np.errstate(over="ignore"):  # too large is infinite: a failed row
             for a, b in zip(
@@ -187,15 +191,16 @@ def read_buffer(
             ):
                 a[rows] = b
         place = rows.stop
+    np.asarray(buffer.weight)[place:] = 0.0
     return buffer
 
 
-def _check_part(part: Simulations, like: Simulations, first: int, last: int) -> None:
+def _check_part(part: Simulations, buffer: Simulations, first: int, last: int) -> None:
     name = f"sims[{first}:{last}]"
     expected = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct((last - first, *a.shape), a.dtype), like
+        lambda a: jax.ShapeDtypeStruct((last - first, *a.shape[1:]), a.dtype), buffer
     )
-    if jax.tree.structure(part) != jax.tree.structure(like) or any(
+    if jax.tree.structure(part) != jax.tree.structure(buffer) or any(
         np.shape(a) != b.shape
         for a, b in zip(jax.tree.leaves(part), jax.tree.leaves(expected), strict=True)
     ):
@@ -217,8 +222,8 @@ def _describe(sims: Simulations) -> str:
     return describe(sims._asdict())
 
 
-def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros that JAX on a CPU can use where they are."""
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that JAX on a CPU can use where it is."""
     num_bytes = int(np.prod(shape)) * dtype.itemsize
     memory = np.zeros(num_bytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT

@@ -17,7 +17,13 @@ import jax.numpy as jnp
 from sbijax.base import Array, Estimator, LazySimulations, Simulations
 from sbijax.data import make_simulations
 from sbijax.training.fit import start_state
-from sbijax.training.reading import Plan, make_entropy, make_plan, read_buffer
+from sbijax.training.reading import (
+    Plan,
+    make_buffer,
+    make_entropy,
+    make_plan,
+    read_into,
+)
 from sbijax.training.records import TrainConfig, TrainState, is_done
 from sbijax.training.steps import default_batch_size, end_epoch, train_on_rows
 
@@ -61,7 +67,8 @@ def read_sample(stream: Stream) -> Simulations:
     """The rows that are read first; those held out for validation come first."""
     slices = stream.plan.sample
     num_rows = int((slices[:, 1] - slices[:, 0]).sum())
-    return make_simulations(*read_buffer(stream.source, slices, stream.like, num_rows))
+    buffer = make_buffer(stream.like, num_rows)
+    return make_simulations(*read_into(buffer, stream.source, slices))
 
 
 @partial(jax.jit, static_argnames=("num_held_out", "estimator", "config"))
@@ -139,16 +146,10 @@ def stream_epochs(
 ) -> Iterator[TrainState]:
     """States of the run after each epoch; `show` gets the rows seen of this one."""
     stop = threading.Event()
-    read = partial(
-        read_buffer,
-        stream.source,
-        like=stream.like,
-        capacity=stream.plan.capacity,
-        stop=stop,
-    )
     with ThreadPoolExecutor(1, thread_name_prefix="sbijax-read") as thread:
         try:
-            buffers = _read_ahead(thread, read, stream.plan, state, config)
+            epochs = range(int(state.epoch), config.max_epochs)
+            buffers = _read_ahead(thread, stream, epochs, stop)
             while int(state.epoch) < config.max_epochs and not bool(
                 is_done(state, config)
             ):
@@ -169,21 +170,20 @@ def stream_epochs(
 
 
 def _read_ahead(
-    thread: ThreadPoolExecutor,
-    read: Callable[..., Simulations],
-    plan: Plan,
-    state: TrainState,
-    config: TrainConfig,
+    thread: ThreadPoolExecutor, stream: Stream, epochs: range, stop: threading.Event
 ) -> Iterator[Simulations]:
-    """Buffers of this epoch and all that may follow; the next one is being read."""
-    epochs = range(int(state.epoch), config.max_epochs)
+    """Groups of all epochs, one after another, in two buffers that take turns.
+
+    While the one that was handed out is in use, the other one is being filled.
+    """
+    free, used = (make_buffer(stream.like, stream.plan.capacity) for _ in range(2))
     waiting = None
-    for slices in (group for epoch in epochs for group in plan.groups(epoch)):
-        # The one before is let go here: the thread is about to make another.
-        buffer = None if waiting is None else waiting.result()
-        waiting = thread.submit(read, slices)
-        if buffer is not None:
-            yield buffer
+    for slices in (group for epoch in epochs for group in stream.plan.groups(epoch)):
+        ready = None if waiting is None else waiting.result()
+        waiting = thread.submit(read_into, free, stream.source, slices, stop)
+        free, used = used, free
+        if ready is not None:
+            yield ready
     if waiting is not None:
         yield waiting.result()
 
@@ -204,7 +204,7 @@ def _train_epoch(
             state, buffer, group, estimator=estimator, config=config
         )
         total, num_steps = total + float(loss), num_steps + int(steps)
-        del buffer  # before the thread makes another one
+        del buffer  # its memory is written to from here on
         show(num_seen)
     if num_steps == 0:
         raise ValueError(

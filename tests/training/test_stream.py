@@ -517,10 +517,10 @@ def test_memory_is_that_of_two_buffers(monkeypatch):
     # Rows are made as they are read, forty times as many as fit into a buffer.
     alive, peaks = {}, []
     numbers = itertools.count()
-    zeros = reading._zeros
+    aligned = reading._aligned
 
     def watched(shape, dtype):
-        array, number = zeros(shape, dtype), next(numbers)
+        array, number = aligned(shape, dtype), next(numbers)
         alive[number] = shape[0]
         weakref.finalize(array.base, alive.pop, number)
         return array
@@ -535,7 +535,7 @@ def test_memory_is_that_of_two_buffers(monkeypatch):
             x = np.stack([np.sin(index), np.cos(index)], axis=1)
             return sj.Simulations(index % 7, x, np.ones(len(index)))
 
-    monkeypatch.setattr(reading, "_zeros", watched)
+    monkeypatch.setattr(reading, "_aligned", watched)
     on_device = []
 
     def look(bar, state):
@@ -546,7 +546,7 @@ def test_memory_is_that_of_two_buffers(monkeypatch):
     before = sum(a.shape[0] for a in jax.live_arrays() if a.ndim and len(a) > 100)
     monkeypatch.setattr(train_module, "_show", look)
     run(Endless(), buffer_size=500, max_epochs=3)
-    # Three leaves; the next buffer is begun when the one before is done with.
+    # Three leaves in two buffers.
     assert max(peaks) <= 3 * 2 * 500
     # theta, x and weight of the rows held out remain, and their order in the first
     # and the last state.
