@@ -227,6 +227,26 @@ def test_padding_has_no_effect():
         assert_same_bits(go(filling), expected)
 
 
+def test_every_buffer_of_every_epoch_has_its_own_random_numbers():
+    config = TrainConfig(batch_size=50, max_epochs=2)
+    sims = linear_data(400)
+    epochs, opened, _, config = open_run(Lazy(sims), LINEAR, 200, config)
+    start = next(epochs())
+    buffer = jax.tree.map(lambda leaf: leaf[:200], sims)
+
+    def loss_of(epoch, group):
+        state = start._replace(epoch=jnp.asarray(epoch, start.epoch.dtype))
+        return float(
+            stream.train_on_buffer(
+                state, buffer, group, estimator=LINEAR, config=config
+            )[1]
+        )
+
+    losses = [loss_of(epoch, group) for epoch in range(2) for group in range(2)]
+    assert len(set(losses)) == 4
+    assert loss_of(0, 0) == losses[0]
+
+
 # The result -------------------------------------------------------------------
 
 
