@@ -278,14 +278,14 @@ def test_it_finds_the_posterior():
         embedding=networks.flatten(),
     )
     rng = np.random.default_rng(0)
-    size = 8_000
+    size = 4_000
     theta = rng.normal(size=2 * size)
     x = theta + rng.normal(size=2 * size)
     # Sorted: runs of rows are as unlike each other as can be.
     order = np.argsort(theta[:size])
     sims = sj.make_simulations(theta[:size][order], x[:size][order])
-    settings = {"learning_rate": 1e-2, "max_epochs": 40, "patience": 5}
-    params, info = run(Lazy(sims), npe, buffer_size=2_000, **settings)
+    settings = {"learning_rate": 1e-2, "max_epochs": 30, "patience": 5}
+    params, info = run(Lazy(sims), npe, buffer_size=1_000, **settings)
     in_memory, _ = run(sims, npe, **settings)
     fresh = jax.tree.map(jnp.asarray, (theta[size:], x[size:]))
 
