@@ -50,16 +50,20 @@ class StoredSimulations:
     what was sliced is in memory; `load()` reads all of them.  `len(stored)` is their
     number when the folder was opened.
 
+    Args:
+        path: the folder.
+        size: how many draws to look at, finished or not; None for all.
+
     Example:
         See `open_simulations`.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, size: int | None = None):
         self.path = path
         self._like, self._arrays = _open_arrays(path, _read_manifest(path))
         weights = self._arrays[-1]
         with _reading(path):
-            done = ~np.isnan(read_rows(weights, 0, weights.shape[0]))
+            done = ~np.isnan(read_rows(weights, 0, weights.shape[0]))[:size]
         self._rows = np.flatnonzero(done)
 
     def __len__(self) -> int:
@@ -262,6 +266,16 @@ class FolderSink:
         if not self.done.all():
             leaves = [leaf[self.done] for leaf in leaves]
         return jax.tree.unflatten(jax.tree.structure(self.like), leaves)
+
+    def count_failed(self) -> int:
+        """How many of the draws that are done have weight 0, chunk by chunk."""
+        assert self.chunk_size is not None
+        weights, size, count = self._arrays[-1], len(self.done), 0
+        with _reading(self.folder):
+            for start in range(0, size, self.chunk_size):
+                stop = min(size, start + self.chunk_size)
+                count += int(np.sum(read_rows(weights, start, stop) == 0.0))
+        return count
 
     def _chunk(self, number: int) -> list[np.ndarray]:
         """Buffers of a chunk, with what the folder has of it."""
