@@ -1,5 +1,6 @@
 """Drawing simulations, and the built-in tasks."""
 
+from sbijax.simulators.bernoulli_glm import bernoulli_glm, bernoulli_glm_raw
 from sbijax.simulators.callback import in_workers
 from sbijax.simulators.drift_diffusion import drift_diffusion
 from sbijax.simulators.gaussian_linear import gaussian_linear
@@ -17,6 +18,8 @@ __all__ = [
     "PythonSimulator",
     "StoredSimulations",
     "Task",
+    "bernoulli_glm",
+    "bernoulli_glm_raw",
     "drift_diffusion",
     "gaussian_linear",
     "gaussian_mixture",
