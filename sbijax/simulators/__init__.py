@@ -9,6 +9,7 @@ from sbijax.simulators.lotka_volterra import lotka_volterra
 from sbijax.simulators.lynx_hare import lynx_hare
 from sbijax.simulators.python import PythonSimulator, python_simulator
 from sbijax.simulators.simulate import simulate, simulate_batch
+from sbijax.simulators.sir import sir
 from sbijax.simulators.slcp import slcp
 from sbijax.simulators.store import StoredSimulations, open_simulations
 from sbijax.simulators.task import Task
@@ -30,6 +31,7 @@ __all__ = [
     "python_simulator",
     "simulate",
     "simulate_batch",
+    "sir",
     "slcp",
     "two_moons",
 ]

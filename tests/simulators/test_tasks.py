@@ -13,6 +13,7 @@ from sbijax.simulators import (
     gaussian_mixture,
     lotka_volterra,
     lynx_hare,
+    sir,
     slcp,
     two_moons,
 )
@@ -25,6 +26,7 @@ FACTORIES = [
     gaussian_mixture,
     lotka_volterra,
     lynx_hare,
+    sir,
     slcp,
     two_moons,
 ]
@@ -35,10 +37,11 @@ SHAPES = {
     "gaussian_mixture": (2, (2,)),
     "lotka_volterra": (4, (20,)),
     "lynx_hare": (8, (21, 2)),
+    "sir": (2, (10,)),
     "slcp": (5, (8,)),
     "two_moons": (2, (2,)),
 }
-COUNTS = {"bernoulli_glm", "bernoulli_glm_raw"}  # some may be equal by chance
+COUNTS = {"bernoulli_glm", "bernoulli_glm_raw", "sir"}  # some may be equal by chance
 TASKS = [pytest.param(factory, id=factory.__name__) for factory in FACTORIES]
 
 
