@@ -4,6 +4,7 @@ from sbijax.simulators.bernoulli_glm import bernoulli_glm, bernoulli_glm_raw
 from sbijax.simulators.callback import in_workers
 from sbijax.simulators.drift_diffusion import drift_diffusion
 from sbijax.simulators.gaussian_linear import gaussian_linear
+from sbijax.simulators.gaussian_linear_uniform import gaussian_linear_uniform
 from sbijax.simulators.gaussian_mixture import gaussian_mixture
 from sbijax.simulators.lotka_volterra import lotka_volterra
 from sbijax.simulators.lynx_hare import lynx_hare
@@ -23,6 +24,7 @@ __all__ = [
     "bernoulli_glm_raw",
     "drift_diffusion",
     "gaussian_linear",
+    "gaussian_linear_uniform",
     "gaussian_mixture",
     "in_workers",
     "lotka_volterra",

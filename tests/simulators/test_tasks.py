@@ -10,6 +10,7 @@ from sbijax.simulators import (
     bernoulli_glm,
     bernoulli_glm_raw,
     gaussian_linear,
+    gaussian_linear_uniform,
     gaussian_mixture,
     lotka_volterra,
     lynx_hare,
@@ -23,6 +24,7 @@ FACTORIES = [
     bernoulli_glm,
     bernoulli_glm_raw,
     gaussian_linear,
+    gaussian_linear_uniform,
     gaussian_mixture,
     lotka_volterra,
     lynx_hare,
@@ -34,6 +36,7 @@ SHAPES = {
     "bernoulli_glm": (10, (10,)),
     "bernoulli_glm_raw": (10, (100,)),
     "gaussian_linear": (10, (10,)),
+    "gaussian_linear_uniform": (10, (10,)),
     "gaussian_mixture": (2, (2,)),
     "lotka_volterra": (4, (20,)),
     "lynx_hare": (8, (21, 2)),
@@ -270,7 +273,7 @@ def test_slcp_gradients_are_finite_where_scales_vanish():
     assert np.all(np.isfinite(gradient))
 
 
-@pytest.mark.parametrize("factory", [gaussian_linear])
+@pytest.mark.parametrize("factory", [gaussian_linear, gaussian_linear_uniform])
 def test_linear_gaussians_against_scipy(factory):
     task = factory()
     theta = draw_theta(task)
@@ -316,6 +319,7 @@ def test_gaussian_mixture_far_from_theta_is_finite():
     [
         (two_moons, 1.0),
         (slcp, 3.0),
+        (gaussian_linear_uniform, 1.0),
         (gaussian_mixture, 10.0),
     ],
 )
