@@ -12,6 +12,7 @@ from sbijax.simulators.python import PythonSimulator, python_simulator
 from sbijax.simulators.simulate import simulate, simulate_batch
 from sbijax.simulators.sir import sir
 from sbijax.simulators.slcp import slcp
+from sbijax.simulators.slcp_distractors import slcp_distractors
 from sbijax.simulators.store import StoredSimulations, open_simulations
 from sbijax.simulators.task import Task
 from sbijax.simulators.two_moons import two_moons
@@ -35,5 +36,6 @@ __all__ = [
     "simulate_batch",
     "sir",
     "slcp",
+    "slcp_distractors",
     "two_moons",
 ]

@@ -16,6 +16,7 @@ from sbijax.simulators import (
     lynx_hare,
     sir,
     slcp,
+    slcp_distractors,
     two_moons,
 )
 from sbijax.simulators.task import task_factory
@@ -30,6 +31,7 @@ FACTORIES = [
     lynx_hare,
     sir,
     slcp,
+    slcp_distractors,
     two_moons,
 ]
 SHAPES = {
@@ -42,6 +44,7 @@ SHAPES = {
     "lynx_hare": (8, (21, 2)),
     "sir": (2, (10,)),
     "slcp": (5, (8,)),
+    "slcp_distractors": (5, (100,)),
     "two_moons": (2, (2,)),
 }
 COUNTS = {"bernoulli_glm", "bernoulli_glm_raw", "sir"}  # some may be equal by chance
@@ -319,6 +322,7 @@ def test_gaussian_mixture_far_from_theta_is_finite():
     [
         (two_moons, 1.0),
         (slcp, 3.0),
+        (slcp_distractors, 3.0),
         (gaussian_linear_uniform, 1.0),
         (gaussian_mixture, 10.0),
     ],
