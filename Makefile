@@ -38,6 +38,7 @@ format: $(INSTALLED) ## put the source into the form that lint asks for
 
 bench: $(INSTALLED) ## speed and accuracy; PEER_PYTHON=... adds sbi side by side
 	@$(RUN) -m benchmarks.reference
+	@$(RUN) -m benchmarks.check_tasks
 	@$(RUN) -m benchmarks.speed --seeds $(SEEDS)
 	@$(RUN) -m benchmarks.accuracy npe --seeds $(SEEDS)
 	@$(RUN) -m benchmarks.accuracy nle --seeds $(SEEDS)

@@ -26,14 +26,33 @@ import numpy as np
 
 __all__ = ["TASKS", "Reference", "fetch_wheel", "load_reference"]
 
-TASKS = ("two_moons", "slcp", "gaussian_linear", "gaussian_mixture")
+TASKS = (
+    "gaussian_linear",
+    "gaussian_linear_uniform",
+    "slcp",
+    "slcp_distractors",
+    "bernoulli_glm",
+    "bernoulli_glm_raw",
+    "gaussian_mixture",
+    "two_moons",
+    "sir",
+    "lotka_volterra",
+)
 NUM_OBSERVATIONS = 10
 
 _WHEEL = "sbibm-1.1.0-py2.py3-none-any.whl"
 _SHA256 = "12ecc6b4d327b92f9225f08faa6405e4274fb8e75943d86a53157d1b1bcfaf74"
 _CACHE = Path(__file__).parent / ".cache"
-# The names that lotka_volterra gives its parameters, in order.
-_RATES = ["$\\alpha$", "$\\beta$", "$\\gamma$", "$\\delta$"]
+# Tasks that keep their observations in the folder of another, and the names of these.
+_SHARED = {
+    "slcp_distractors": ("slcp", "observation_distractors.csv"),
+    "bernoulli_glm_raw": ("bernoulli_glm", "observation_raw.csv"),
+}
+# The names that tasks give their parameters, in order, instead of numbers.
+_RATES = {
+    "lotka_volterra": ["$\\alpha$", "$\\beta$", "$\\gamma$", "$\\delta$"],
+    "sir": ["$\\beta$", "$\\gamma$"],
+}
 
 
 class Reference(NamedTuple):
@@ -48,7 +67,7 @@ def load_reference(task_name: str, num_observation: int) -> Reference:
     """Read one observation of a task, and its reference posterior.
 
     Args:
-        task_name: a name of sbibm, one of `TASKS` for the built-in tasks.
+        task_name: one of `TASKS`.
         num_observation: 1 to 10.
 
     Returns:
@@ -62,14 +81,16 @@ def load_reference(task_name: str, num_observation: int) -> Reference:
         raise ValueError(
             f"num_observation must be 1 to {NUM_OBSERVATIONS}, got {num_observation}."
         )
-    folder = f"sbibm/tasks/{task_name}/files/num_observation_{num_observation}"
+    owner, file = _SHARED.get(task_name, (task_name, "observation.csv"))
+    folder = f"sbibm/tasks/{owner}/files/num_observation_{num_observation}"
     with zipfile.ZipFile(fetch_wheel()) as archive:
-        if f"{folder}/observation.csv" not in archive.namelist():
+        if f"{folder}/{file}" not in archive.namelist():
             raise FileNotFoundError(f"{_WHEEL} has no task called {task_name!r}.")
-        theta_true = _read_csv(archive, f"{folder}/true_parameters.csv", "parameter")
-        x_observed = _read_csv(archive, f"{folder}/observation.csv", "data")
+        names = _RATES.get(task_name)
+        theta_true = _read_csv(archive, f"{folder}/true_parameters.csv", names)
+        x_observed = _read_csv(archive, f"{folder}/{file}", prefix="data")
         samples = _read_csv(
-            archive, f"{folder}/reference_posterior_samples.csv.bz2", "parameter"
+            archive, f"{folder}/reference_posterior_samples.csv.bz2", names
         )
     return Reference(theta_true[0], x_observed[0], samples)
 
@@ -95,14 +116,20 @@ def fetch_wheel() -> Path:
     return path
 
 
-def _read_csv(archive: zipfile.ZipFile, name: str, prefix: str) -> np.ndarray:
-    """Rows of a file whose header reads prefix_1, prefix_2, ... or is `_RATES`."""
-    content = archive.read(name)
-    if name.endswith(".bz2"):
+def _read_csv(
+    archive: zipfile.ZipFile,
+    path: str,
+    names: list[str] | None = None,
+    prefix: str = "parameter",
+) -> np.ndarray:
+    """Rows of a file with these columns, or else with prefix_1, prefix_2, ..."""
+    content = archive.read(path)
+    if path.endswith(".bz2"):
         content = bz2.decompress(content)
     header = content.split(b"\n", 1)[0].decode().strip().split(",")
-    if header not in ([f"{prefix}_{i + 1}" for i in range(len(header))], _RATES):
-        raise ValueError(f"the columns of {name} are not in order: {header}.")
+    expected = names or [f"{prefix}_{i + 1}" for i in range(len(header))]
+    if header != expected:
+        raise ValueError(f"the columns of {path} are {header}, expected {expected}.")
     return np.loadtxt(
         io.BytesIO(content), np.float32, delimiter=",", skiprows=1, ndmin=2
     )
@@ -115,7 +142,7 @@ def main() -> None:
         references = [load_reference(task_name, k + 1) for k in range(NUM_OBSERVATIONS)]
         shapes = {(r.theta_true.shape, r.x_observed.shape) for r in references}
         sizes = {r.samples.shape for r in references}
-        print(f"{task_name:18s} theta, x {shapes}  samples {sizes}")
+        print(f"{task_name:23s} theta, x {shapes}  samples {sizes}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """Drawing simulations, and the built-in tasks."""
 
+from sbijax.simulators.bernoulli_glm import bernoulli_glm, bernoulli_glm_raw
 from sbijax.simulators.callback import in_workers
 from sbijax.simulators.drift_diffusion import drift_diffusion
 from sbijax.simulators.gaussian_linear import gaussian_linear
+from sbijax.simulators.gaussian_linear_uniform import gaussian_linear_uniform
 from sbijax.simulators.gaussian_mixture import gaussian_mixture
 from sbijax.simulators.lotka_volterra import lotka_volterra
 from sbijax.simulators.lynx_hare import lynx_hare
 from sbijax.simulators.python import PythonSimulator, python_simulator
 from sbijax.simulators.simulate import simulate, simulate_batch, simulate_to_store
+from sbijax.simulators.sir import sir
 from sbijax.simulators.slcp import slcp
+from sbijax.simulators.slcp_distractors import slcp_distractors
 from sbijax.simulators.store import StoredSimulations, open_simulations
 from sbijax.simulators.task import Task
 from sbijax.simulators.two_moons import two_moons
@@ -17,8 +21,11 @@ __all__ = [
     "PythonSimulator",
     "StoredSimulations",
     "Task",
+    "bernoulli_glm",
+    "bernoulli_glm_raw",
     "drift_diffusion",
     "gaussian_linear",
+    "gaussian_linear_uniform",
     "gaussian_mixture",
     "in_workers",
     "lotka_volterra",
@@ -28,6 +35,8 @@ __all__ = [
     "simulate",
     "simulate_batch",
     "simulate_to_store",
+    "sir",
     "slcp",
+    "slcp_distractors",
     "two_moons",
 ]

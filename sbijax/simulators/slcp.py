@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from sbijax.base import Array
 from sbijax.simulators.task import Task, task_factory
 
-__all__ = ["slcp"]
+__all__ = ["draw_points", "log_likelihood_of_points", "slcp"]
 
 _NUM_POINTS = 4
 _JITTER = 1e-6
@@ -58,20 +58,22 @@ def slcp() -> Task:
     return Task(
         name="slcp",
         prior=make_prior(dist.Uniform(-3.0, 3.0).expand([5]).to_event(1)),
-        simulator=_simulator,
-        log_likelihood=_log_likelihood,
+        simulator=draw_points,
+        log_likelihood=log_likelihood_of_points,
         x_observed=jnp.array(_OBSERVED),
     )
 
 
-def _simulator(key: Array, theta: Array) -> Array:
+def draw_points(key: Array, theta: Array) -> Array:
+    """One x `[8]`."""
     mean, (l11, l21, l22) = _mean_and_cholesky(theta)
     e1, e2 = jax.random.normal(key, (2, _NUM_POINTS))
     points = mean + jnp.stack([l11 * e1, l21 * e1 + l22 * e2], axis=1)
     return points.reshape(-1)
 
 
-def _log_likelihood(theta: Array, x: Array) -> Array:
+def log_likelihood_of_points(theta: Array, x: Array) -> Array:
+    """log p(x | theta) of one x `[8]`."""
     mean, (l11, l21, l22) = _mean_and_cholesky(theta)
     first, second = (jnp.asarray(x).reshape(_NUM_POINTS, 2) - mean).T
     e1 = first / l11
