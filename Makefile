@@ -12,10 +12,10 @@ RUN := .venv/bin/python
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test lint format bench bench-table clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 install: $(INSTALLED) ## make .venv with all that the other targets need
 
@@ -40,9 +40,9 @@ bench: $(INSTALLED) ## speed and accuracy; PEER_PYTHON=... adds sbi side by side
 	@$(RUN) -m benchmarks.reference
 	@$(RUN) -m benchmarks.check_tasks
 	@$(RUN) -m benchmarks.speed --seeds $(SEEDS)
-	@$(RUN) -m benchmarks.accuracy npe --seeds $(SEEDS)
-	@$(RUN) -m benchmarks.accuracy nle --seeds $(SEEDS)
-	@$(RUN) -m benchmarks.accuracy nre --seeds $(SEEDS)
+	@$(RUN) -m benchmarks.sbibm --budgets 10000 --seeds $(SEEDS)
+	@$(RUN) -m benchmarks.sbibm_table
+	@$(RUN) -m benchmarks.growth --seeds $(SEEDS)
 	@$(RUN) -m benchmarks.samplers --seeds $(SEEDS)
 	@$(RUN) -m benchmarks.executors
 	@$(RUN) -m benchmarks.embeddings --seeds $(SEEDS)
@@ -55,6 +55,9 @@ else
 	@echo "Left out: the comparison with sbi. It needs PEER_PYTHON=path/to/python,"
 	@echo "an interpreter that has sbi installed."
 endif
+
+bench-table: $(INSTALLED) ## render the table and the figure of accuracy
+	@$(RUN) -m benchmarks.sbibm_table
 
 clean: ## remove .venv, caches and build outputs
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,6 +1,7 @@
 """What the benchmarks share: fresh processes, scores, rows, theta as a matrix."""
 
 import json
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -15,9 +16,15 @@ import sbijax as sj
 from sbijax.base import PyTree
 
 __all__ = ["RESULTS", "append_row", "environment", "read_rows", "run_fresh", "spread"]
+__all__ += ["commit", "compile_clock"]
 __all__ += ["format_sd", "means_by", "missing_observations", "score_draws", "to_matrix"]
 
 RESULTS = Path(__file__).parent / "results"
+# Tracing is left out: programs that call others would count theirs twice.
+_COMPILE_EVENTS = (
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)
 
 
 def run_fresh(function: Callable[..., Any], *args: Any) -> Any:
@@ -76,6 +83,25 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 def environment() -> dict[str, str]:
     """What a figure depends on besides its seed."""
     return {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+
+
+def commit() -> str | None:
+    """The commit that is checked out, None where there is no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+def compile_clock() -> Callable[[], float]:
+    """Return a function that tells the seconds that compilation took since now."""
+    seconds = [0.0]
+
+    def listen(event: str, duration_secs: float, **metadata: str | int) -> None:
+        if event in _COMPILE_EVENTS:
+            seconds[0] += duration_secs
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return lambda: seconds[0]
 
 
 def spread(values: Iterable[float], digits: int = 3) -> str:

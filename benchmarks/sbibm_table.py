@@ -1,0 +1,188 @@
+"""The table and the figure of `benchmarks.sbibm`, beside the best published figures.
+
+    python -m benchmarks.sbibm_table
+
+renders the table into the README of this folder, between its marks, and writes
+`figures/sbibm.png`.  Published figures are means over
+the same 10 observations, with the same classifier, of methods that simulate from the
+prior only; for each cell it is the best of all methods.
+
+Reference:
+    Lueckmann, Boelts, Greenberg, Goncalves, Macke, "Benchmarking simulation-based
+    inference", 2021.
+    Wildberger et al., "Flow matching for scalable simulation-based inference", 2023.
+    Miller, Weniger, Forre, "Contrastive neural ratio estimation", 2022.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.common import RESULTS, read_rows
+from benchmarks.reference import NUM_OBSERVATIONS, TASKS
+from sbijax.plots._style import CYCLE, INK, grid_figure, tidy
+
+__all__ = ["PUBLISHED", "draw_figure", "main", "make_table", "print_table"]
+
+README = Path(__file__).with_name("README.md")
+FIGURES = README.with_name("figures")
+_MARKS = ("<!-- table of sbibm -->", "<!-- end of table -->")
+# C2ST and method at 1,000, 10,000 and 100,000 simulations.
+PUBLISHED: dict[str, dict[int, tuple[float, str]]] = {
+    task: dict(zip((1_000, 10_000, 100_000), cells, strict=True))
+    for task, cells in {
+        "gaussian_linear": ((0.563, "FMPE"), (0.536, "FMPE"), (0.504, "FMPE")),
+        "gaussian_linear_uniform": ((0.629, "FMPE"), (0.548, "NLE"), (0.506, "NLE")),
+        "gaussian_mixture": ((0.716, "NPE"), (0.615, "NPE"), (0.540, "FMPE")),
+        "two_moons": ((0.700, "NRE-C"), (0.592, "NRE-C"), (0.530, "FMPE")),
+        "slcp": ((0.946, "NLE"), (0.771, "NLE"), (0.699, "NLE")),
+        "slcp_distractors": ((0.966, "FMPE"), (0.937, "FMPE"), (0.735, "FMPE")),
+        "bernoulli_glm": ((0.740, "NLE"), (0.605, "NLE"), (0.533, "FMPE")),
+        "bernoulli_glm_raw": ((0.870, "NLE"), (0.598, "FMPE"), (0.531, "FMPE")),
+        "sir": ((0.761, "NLE"), (0.680, "NPE"), (0.585, "NPE")),
+        "lotka_volterra": ((0.994, "NLE"), (0.956, "NLE"), (0.942, "FMPE")),
+    }.items()
+}
+_ONLINE = "npe_online"  # sees more than its budget
+
+Cells = dict[tuple[str, int, str], list[float]]
+
+
+def mean_by_cell(rows: list[dict[str, Any]]) -> Cells:
+    """Means over the 10 observations for each seed of (task, budget, method).
+
+    Seeds of which observations are missing are left out.
+    """
+    scores: dict[tuple[str, int, str], dict[int, dict[int, float]]] = {}
+    for row in rows:
+        cell = scores.setdefault((row["task"], row["budget"], row["method"]), {})
+        cell.setdefault(row["seed"], {})[row["observation"]] = row["c2st"]
+    means = {
+        cell: [
+            float(np.mean(list(by_observation.values())))
+            for by_observation in seeds.values()
+            if len(by_observation) == NUM_OBSERVATIONS
+        ]
+        for cell, seeds in scores.items()
+    }
+    return {cell: values for cell, values in means.items() if values}
+
+
+def make_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line per task and budget, a column per method, the best in bold."""
+    cells = mean_by_cell(rows)
+    methods = sorted({method for *_, method in cells if method != _ONLINE})
+    lines = [
+        "| task | simulations | " + " | ".join(methods) + " | best published |",
+        "|---|---|" + "---|" * (len(methods) + 1),
+    ]
+    for task in TASKS:
+        for budget in sorted({b for t, b, _ in cells if t == task}):
+            values = {m: cells.get((task, budget, m)) for m in methods}
+            means = {m: float(np.mean(v)) for m, v in values.items() if v}
+            if not means:
+                continue
+            best = min(means, key=lambda m: means[m])
+            texts = [_format(values[m], m == best) for m in methods]
+            published = PUBLISHED[task].get(budget)
+            texts.append("{:.3f} {}".format(*published) if published else "")
+            lines.append(f"| {task} | {budget:,} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def _format(values: list[float] | None, bold: bool) -> str:
+    if not values:
+        return ""
+    text = f"{np.mean(values):.3f}"
+    if len(values) > 1:
+        text += f" ({min(values):.3f} to {max(values):.3f})"
+    return f"**{text}**" if bold else text
+
+
+def count_wins(rows: list[dict[str, Any]]) -> tuple[int, int, int]:
+    """Cells where the best method, and where NPE, is below the best; all measured."""
+    cells = mean_by_cell(rows)
+    best_wins = npe_wins = measured = 0
+    for task, budgets in PUBLISHED.items():
+        for budget, (published, _) in budgets.items():
+            means = {
+                m: np.mean(values)
+                for (t, b, m), values in cells.items()
+                if (t, b) == (task, budget) and m != _ONLINE
+            }
+            measured += bool(means)
+            best_wins += bool(means) and min(means.values()) < published
+            npe_wins += means.get("npe", np.inf) < published
+    return best_wins, npe_wins, measured
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print the table, and how many cells are better than published."""
+    best_wins, npe_wins, measured = count_wins(rows)
+    print(make_table(rows))
+    print(
+        f"\nBelow the best published C2ST: {best_wins} of {measured} cells by our best "
+        f"method, {npe_wins} by NPE; there are {sum(map(len, PUBLISHED.values()))}."
+    )
+
+
+def replace_table(text: str, table: str) -> str:
+    """Put a table between the marks of a text, in place of what is there.
+
+    Raises:
+        ValueError: the text has no marks, or more than one pair.
+    """
+    first, last = _MARKS
+    if text.count(first) != 1 or text.count(last) != 1:
+        raise ValueError(f"expected {first!r} and {last!r} once each in the text.")
+    before, rest = text.split(first)
+    return f"{before}{first}\n{table}\n{last}{rest.split(last)[1]}"
+
+
+def draw_figure(rows: list[dict[str, Any]]) -> Figure:
+    """C2ST against the number of simulations, a panel per task."""
+    cells = mean_by_cell(rows)
+    methods = sorted({method for *_, method in cells if method != _ONLINE})
+    figure, panels = grid_figure(len(TASKS), max_columns=5)
+    for axes, task in zip(panels, TASKS, strict=True):
+        published = PUBLISHED[task]
+        axes.plot(
+            list(published),
+            [c2st for c2st, _ in published.values()],
+            color=INK,
+            linestyle="--",
+            linewidth=1.0,
+            label="best published",
+        )
+        for method, color in zip(methods, CYCLE * 2, strict=False):
+            budgets = sorted(b for t, b, m in cells if (t, m) == (task, method))
+            means = [np.mean(cells[task, budget, method]) for budget in budgets]
+            axes.plot(
+                budgets, means, color=color, marker="o", markersize=3, label=method
+            )
+        axes.set_xscale("log")
+        axes.set_ylim(0.48, 1.02)
+        axes.set_title(task.replace("_", " "), fontsize=9)
+        tidy(axes)
+    for axes in panels[::5]:
+        axes.set_ylabel("C2ST")
+    for axes in panels[-5:]:
+        axes.set_xlabel("simulations")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False)
+    return figure
+
+
+def main() -> None:
+    """Write and print the table, and write the figure."""
+    rows = read_rows(RESULTS / "sbibm.jsonl")
+    README.write_text(replace_table(README.read_text(), make_table(rows)))
+    print_table(rows)
+    FIGURES.mkdir(exist_ok=True)
+    draw_figure(rows).savefig(FIGURES / "sbibm.png", dpi=144)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The runner of the benchmark, and what it renders."""
+
+import jax
+import numpy as np
+import pytest
+
+import sbijax as sj
+from benchmarks import sbibm, sbibm_table
+from benchmarks.common import append_row, read_rows
+from benchmarks.reference import TASKS, Reference
+
+NUM_DRAWS = 200
+OPTIONS = ["--tasks", "gaussian_linear", "--methods", "npe", "--budgets", "300"]
+
+
+def make_reference(task_name, number):
+    """An observation of gaussian_linear with draws from the exact posterior."""
+    assert task_name == "gaussian_linear"
+    task = sj.simulators.gaussian_linear()
+    theta_key, x_key, draw_key = jax.random.split(jax.random.key(number), 3)
+    theta = task.prior.sample(theta_key)
+    x = task.simulator(x_key, theta)
+    # N(0, .1) and N(theta, .1): the posterior is N(x / 2, .05).
+    draws = 0.5 * x + np.sqrt(0.05) * jax.random.normal(draw_key, (NUM_DRAWS, 10))
+    return Reference(np.asarray(theta), np.asarray(x), np.asarray(draws))
+
+
+def make_small(task, budget):
+    return sj.make_npe(task.prior, density=sj.densities.mdn(num_components=1))
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No download, a small network, and no process of its own to train it in."""
+    monkeypatch.setattr(sbibm, "load_reference", make_reference)
+    monkeypatch.setattr(sbibm, "run_fresh", lambda function, *args: function(*args))
+    monkeypatch.setitem(sbibm.METHODS, "npe", make_small)
+
+
+def test_it_runs_what_is_missing_and_no_more(offline, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    options = [*OPTIONS, "--results", str(path)]
+    sbibm.main([*options, "--observations", "1"])
+    (first,) = read_rows(path)
+    assert first["num_simulations"] == first["budget"] == 300
+    assert 0.4 < first["c2st"] <= 1.0
+    assert 0.0 < first["train_seconds"]
+    assert 0.0 < first["compile_seconds"]
+    assert {"sample_seconds", "best_val_loss", "jax", "device", "commit"} <= set(first)
+
+    sbibm.main([*options, "--observations", "1", "2"])
+    rows = read_rows(path)
+    assert [row["observation"] for row in rows] == [1, 2]
+    assert rows[0] == first
+    capsys.readouterr()
+
+    monkeypatch.setattr(sbibm, "run_case", None)  # not called again
+    sbibm.main([*options, "--observations", "1", "2"])
+    assert "there are 30" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("budget", [1_000, 20_000])
+def test_abc_spends_its_budget(budget):
+    case = sbibm.Case("two_moons", "smc_abc", budget, seed=0)
+    task = sj.simulators.two_moons()
+    xs = np.asarray(task.x_observed)[None]
+    draws, chains, took = sbibm.train_and_draw(case, xs, 100)
+    assert draws.shape == (1, 100, 2)
+    assert chains == [{}]
+    assert took["num_simulations"] == budget
+
+    num_pilots = sbibm._num_pilots(budget)
+    estimator = sbibm.METHODS["smc_abc"](task, budget)
+    sims = sj.simulate(jax.random.key(0), task.prior, task.simulator, num_pilots)
+    params = estimator.init(jax.random.key(1), sims)
+    _, info = estimator.sample(params, jax.random.key(2), xs[0], num_samples=100)
+    assert 0.9 * budget < num_pilots + int(info.num_simulations) <= budget
+
+
+def make_rows(task, budget, method, scores, seed=0):
+    case = {"task": task, "method": method, "budget": budget, "seed": seed}
+    return [
+        {**case, "observation": k, "c2st": score}
+        for k, score in enumerate(scores, start=1)
+    ]
+
+
+ROWS = [
+    *make_rows("slcp", 1_000, "npe", [0.9] * 10),
+    *make_rows("slcp", 1_000, "npe", [0.8] * 10, seed=1),
+    *make_rows("slcp", 1_000, "npe", [0.1] * 9, seed=2),  # one is missing
+    *make_rows("slcp", 1_000, "nle", [0.6, 0.8] * 5),
+    *make_rows("slcp", 10_000, "nle", [0.78] * 10),
+    *make_rows("two_moons", 10_000, "npe_online", [0.5] * 10),
+]
+
+
+def test_table_has_means_and_ranges_of_whole_seeds():
+    lines = sbibm_table.make_table(ROWS).splitlines()
+    assert lines[0] == "| task | simulations | nle | npe | best published |"
+    assert lines[2:] == [
+        "| slcp | 1,000 | **0.700** | 0.850 (0.800 to 0.900) | 0.946 NLE |",
+        "| slcp | 10,000 | **0.780** |  | 0.771 NLE |",
+    ]
+
+
+def test_wins_are_cells_below_the_best_published():
+    assert sbibm_table.count_wins(ROWS) == (1, 1, 2)
+
+
+def test_table_takes_the_place_of_the_last_one():
+    first, last = sbibm_table._MARKS
+    text = f"before\n{first}\n{last}\nafter"
+    once = sbibm_table.replace_table(text, "| new |")
+    assert once == f"before\n{first}\n| new |\n{last}\nafter"
+    assert sbibm_table.replace_table(once, "| new |") == once
+    with pytest.raises(ValueError, match="once each"):
+        sbibm_table.replace_table("no marks", "| new |")
+
+
+def test_every_task_has_published_figures_that_fall_with_the_budget():
+    assert set(sbibm_table.PUBLISHED) == set(TASKS)
+    for cells in sbibm_table.PUBLISHED.values():
+        scores = [c2st for c2st, _ in cells.values()]
+        assert scores == sorted(scores, reverse=True)
+        assert all(0.5 < score < 1.0 for score in scores)
+
+
+def test_figure_has_a_panel_per_task_with_its_lines(tmp_path):
+    figure = sbibm_table.draw_figure(ROWS)
+    panels = figure.axes
+    assert [panel.get_title() for panel in panels] == [
+        t.replace("_", " ") for t in TASKS
+    ]
+    slcp = panels[TASKS.index("slcp")]
+    lines = {line.get_label(): line.get_ydata() for line in slcp.get_lines()}
+    np.testing.assert_allclose(lines["nle"], [0.70, 0.78])
+    np.testing.assert_allclose(lines["best published"], [0.946, 0.771, 0.699])
+
+
+def test_rows_are_kept_one_by_one(tmp_path):
+    path = tmp_path / "deep" / "rows.jsonl"
+    for row in ROWS[:3]:
+        append_row(path, row)
+    assert read_rows(path) == ROWS[:3]
