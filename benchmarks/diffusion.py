@@ -1,6 +1,7 @@
 """How fast flows draw and evaluate, what few steps lose, what members cost.
 
     python -m benchmarks.diffusion --methods npse fmpe --seeds 0
+    python -m benchmarks.diffusion --no-samplers
 
 For each method: the default estimator is trained on 10,000 simulations of slcp,
 then timed after compilation for observation 1.  Draws with few steps are compared
@@ -40,7 +41,9 @@ _SAMPLERS = {
 _NUM_EPOCHS = 10
 
 
-def measure(method: str, seed: int, num_simulations: int) -> dict[str, Any]:
+def measure(
+    method: str, seed: int, num_simulations: int, samplers: dict[str, Any]
+) -> dict[str, Any]:
     """Everything about one method, as one row."""
     make, task = _METHODS[method], sj.simulators.slcp()
     keys = jax.random.split(jax.random.key(seed), 5)
@@ -66,7 +69,7 @@ def measure(method: str, seed: int, num_simulations: int) -> dict[str, Any]:
     row["log_prob"] = time_call(lambda: log_prob(theta), 5)
 
     row["samplers"] = {}
-    for name, sampler in _SAMPLERS.items():
+    for name, sampler in samplers.items():
         quick = make(task.prior, sampler=sampler)
         sample = jax.jit(partial(quick.sample, num_samples=_NUM_DRAWS))
         call = partial(sample, params, jax.random.clone(keys[3]), x)
@@ -92,19 +95,21 @@ def measure(method: str, seed: int, num_simulations: int) -> dict[str, Any]:
 def print_row(row: dict[str, Any]) -> None:
     """Print what one method took."""
     print(
-        f"{row['method']}, seed {row['seed']}, {row['num_simulations']:,} simulations"
+        f"{row['method']}, seed {row['seed']}, {row['num_simulations']:,} simulations, "
+        f"{row['device']}"
     )
     for name, goal in (("draw", "goal 1, better .2"), ("log_prob", "goal 2")):
         seconds = row[name]["seconds"]
         print(f"  {_NUM_DRAWS:,} x {name:9s} {spread(seconds)} s ({goal})")
-    print("  sampler                seconds   steps  C2ST against the default")
+    if row["samplers"]:
+        print("  sampler                seconds   steps  C2ST against the default")
     for name, result in row["samplers"].items():
         print(
             f"  {name:20s} {result['seconds']:9.2f} {result['num_steps']:7d} "
             f"{result['c2st']:6.3f}"
         )
     one, five = (np.median(row["epochs"][n]["seconds"]) for n in (1, 5))
-    print(f"  five members over one: {five / one:.2f} times (goal 5)")
+    print(f"  five members over one: {five / one:.2f} times (goal 5, or 2 on a GPU)")
 
 
 def main() -> None:
@@ -113,10 +118,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=_METHODS, default=["npse"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--num-simulations", type=int, default=10_000)
+    parser.add_argument("--no-samplers", action="store_true", help="leave them out")
     args = parser.parse_args()
+    samplers = {} if args.no_samplers else _SAMPLERS
     for method in args.methods:
         for seed in args.seeds:
-            row = measure(method, seed, args.num_simulations)
+            row = measure(method, seed, args.num_simulations, samplers)
             append_row(RESULTS / "diffusion.jsonl", row)
             print_row(row)
 

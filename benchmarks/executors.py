@@ -202,13 +202,15 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=["speed", "kills"])
     args = parser.parse_args()
-    content: dict[str, Any] = {"environment": environment()}
+    path = RESULTS / "executors.json"
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    content["environment"] = environment()
     if args.only != "kills":
         content |= measure_speed(args.repeats)
     if args.only != "speed":
         content |= measure_kills(args.kills, args.sizes)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "executors.json").write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import optax
 
 import sbijax as sj
 from benchmarks.exact_nuts import exact_nuts
-from sbijax.training.fit import decay_mask
+from sbijax.training.steps import decay_mask
 
 __all__ = ["main", "run"]
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Density,
         DiffusionEstimator,
         Estimator,
+        LazySimulations,
         LikelihoodEstimator,
         Network,
         Params,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from sbijax.online import train_online
     from sbijax.priors import make_prior
     from sbijax.simulators.python import PythonSimulator, python_simulator
-    from sbijax.simulators.simulate import simulate
+    from sbijax.simulators.simulate import simulate, simulate_to_store
     from sbijax.simulators.store import StoredSimulations, open_simulations
     from sbijax.training import TrainConfig, TrainInfo, fit, train
 
@@ -67,6 +68,7 @@ __all__ = [
     "Density",
     "DiffusionEstimator",
     "Estimator",
+    "LazySimulations",
     "LearnedLikelihood",
     "LikelihoodEstimator",
     "Network",
@@ -113,6 +115,7 @@ __all__ = [
     "samplers",
     "save",
     "simulate",
+    "simulate_to_store",
     "simulators",
     "train",
     "train_online",
@@ -131,9 +134,9 @@ _MODULES = (
 )
 _HOMES = {
     "base": (
-        "AbcInfo ChainInfo Density DiffusionEstimator Estimator LikelihoodEstimator "
-        "Network Params Prior RatioEstimator Sampler SbijaxWarning Simulations "
-        "SolverInfo Standardizer Stats Target Trials"
+        "AbcInfo ChainInfo Density DiffusionEstimator Estimator LazySimulations "
+        "LikelihoodEstimator Network Params Prior RatioEstimator Sampler SbijaxWarning "
+        "Simulations SolverInfo Standardizer Stats Target Trials"
     ),
     "data": "make_simulations make_trials",
     "estimators": "ensemble iid make_fmpe make_nle make_npe make_npse make_nre "
@@ -144,7 +147,7 @@ _HOMES = {
     "online": "train_online",
     "priors": "make_prior",
     "simulators.python": "PythonSimulator python_simulator",
-    "simulators.simulate": "simulate",
+    "simulators.simulate": "simulate simulate_to_store",
     "simulators.store": "StoredSimulations open_simulations",
     "training": "TrainConfig TrainInfo fit train",
 }

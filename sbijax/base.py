@@ -7,7 +7,7 @@ simulations, `B` batch, `D` theta dimension, `S` draws.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -18,6 +18,7 @@ __all__ = [
     "Density",
     "DiffusionEstimator",
     "Estimator",
+    "LazySimulations",
     "LikelihoodEstimator",
     "Network",
     "Params",
@@ -54,6 +55,38 @@ class Simulations(NamedTuple):
     theta: PyTree
     x: PyTree
     weight: Array
+
+
+@runtime_checkable
+class LazySimulations(Protocol):
+    """Simulations that are read as they are asked for, and may exceed memory.
+
+    `train` takes them in place of `Simulations`; `StoredSimulations` are some.
+
+    Example:
+        >>> import numpy as np
+        >>> from sbijax import LazySimulations, Simulations
+        >>> class Squares:
+        ...     def __len__(self):
+        ...         return 10_000_000
+        ...     def __getitem__(self, rows):
+        ...         theta = np.arange(rows.start, rows.stop, dtype=float)
+        ...         return Simulations(theta, theta**2, np.ones(len(theta)))
+        >>> isinstance(Squares(), LazySimulations)
+        True
+    """
+
+    def __len__(self) -> int:
+        """How many rows there are, `N`; the same number at every call."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> Simulations:
+        """Rows `[a:b]`, leaves `[b - a, ...]` of numpy or JAX, for 0 <= a < b <= N.
+
+        The same rows at every call.  Calls come one after another, but not all from
+        the same thread.
+        """
+        ...
 
 
 class Trials(NamedTuple):
@@ -96,7 +129,10 @@ class InitFn(Protocol):
     """Make initial parameters and fit the data statistics."""
 
     def __call__(self, key: Array, sims: Simulations) -> Params:
-        """Consume `key` for the initial weights; rows of weight 0 have no effect."""
+        """Consume `key` for the initial weights; rows of weight 0 have no effect.
+
+        `sims` are all simulations, or a random part of those that exceed memory.
+        """
         ...
 
 

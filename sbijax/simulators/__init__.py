@@ -7,7 +7,7 @@ from sbijax.simulators.gaussian_mixture import gaussian_mixture
 from sbijax.simulators.lotka_volterra import lotka_volterra
 from sbijax.simulators.lynx_hare import lynx_hare
 from sbijax.simulators.python import PythonSimulator, python_simulator
-from sbijax.simulators.simulate import simulate, simulate_batch
+from sbijax.simulators.simulate import simulate, simulate_batch, simulate_to_store
 from sbijax.simulators.slcp import slcp
 from sbijax.simulators.store import StoredSimulations, open_simulations
 from sbijax.simulators.task import Task
@@ -27,6 +27,7 @@ __all__ = [
     "python_simulator",
     "simulate",
     "simulate_batch",
+    "simulate_to_store",
     "slcp",
     "two_moons",
 ]

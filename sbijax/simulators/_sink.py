@@ -93,6 +93,10 @@ class Sink(Protocol):
         """The draws that are done, in order, as numpy arrays."""
         ...
 
+    def count_failed(self) -> int:
+        """How many of the draws that are done have weight 0."""
+        ...
+
 
 class MemorySink:
     """Keeps `N` draws in arrays."""
@@ -127,6 +131,11 @@ class MemorySink:
         if self.done.all():
             return self._buffers
         return jax.tree.map(lambda buffer: buffer[self.done], self._buffers)
+
+    def count_failed(self) -> int:
+        """How many of the draws that are done have weight 0."""
+        assert self._buffers is not None
+        return int(np.sum(self._buffers.weight[self.done] == 0.0))
 
 
 def copy_rows(buffers: PyTree, rows: PyTree, cut: slice) -> None:
@@ -178,14 +187,13 @@ def fill(sink: Sink, pieces: Iterator[Rows], progress: bool) -> None:
             f"simulate was interrupted: the {sink.done.sum()} of {size} simulations "
             "that were finished are returned.",
             SbijaxWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
-def report_failures(sims: Simulations, failures: Failures) -> str | None:
+def report_failures(sink: Sink, failures: Failures) -> str | None:
     """One line about the failed draws, None if there are none."""
-    weight = np.asarray(sims.weight)
-    count, size = int(np.sum(weight == 0.0)), weight.size
+    count, size = sink.count_failed(), int(sink.done.sum())
     if count == 0:
         return None
     earlier = count - sum(failures.counts.values())

@@ -9,9 +9,12 @@ import concurrent.futures
 import contextlib
 import functools
 import inspect
+import operator
 import os
+import pathlib
 import warnings
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +34,12 @@ from sbijax.simulators._sink import (
     report_failures,
 )
 from sbijax.simulators.python import PythonSimulator
-from sbijax.simulators.store import open_sink
+from sbijax.simulators.store import StoredSimulations, open_sink
 
-__all__ = ["simulate", "simulate_batch"]
+__all__ = ["simulate", "simulate_batch", "simulate_to_store"]
 
 Simulator = Callable[[Array, PyTree], PyTree]
+Result = TypeVar("Result")
 
 _EXPECTED = "expected simulator(key, theta) -> x, a JAX function of one draw"
 
@@ -75,7 +79,8 @@ def simulate(
             on it.
         store: folder that finished draws are written to as they come.  If it
             holds draws of this call already, the run goes on from there, with a
-            larger `num_simulations` too, and ends with the same bits.
+            larger `num_simulations` too, and ends with the same bits.  All of them
+            are read at the end; `simulate_to_store` leaves them where they are.
         progress: show a bar on stderr when the run lasts more than a second.
 
     Returns:
@@ -101,6 +106,98 @@ def simulate(
         >>> sims.x.shape
         (100,)
     """
+    sims = _simulate(
+        key,
+        prior,
+        simulator,
+        num_simulations,
+        chunk_size=chunk_size,
+        executor=executor,
+        store=store,
+        progress=progress,
+        collect=lambda sink: sink.result(),
+    )
+    return jax.tree.map(jnp.asarray, sims)
+
+
+def simulate_to_store(
+    key: Array,
+    prior: Prior,
+    simulator: Simulator | PythonSimulator,
+    num_simulations: int,
+    store: str | os.PathLike[str],
+    *,
+    chunk_size: int | None = None,
+    executor: concurrent.futures.Executor | None = None,
+    progress: bool = True,
+) -> StoredSimulations:
+    """`simulate` for draws that exceed memory: they stay in the folder.
+
+    The draws are those of `simulate(..., store=store)`, and it goes on from there or
+    is extended in the same way.  `train` reads them as it learns.  In memory are a
+    few chunks at a time, and some 20 bytes a draw to know which are finished.
+
+    Args:
+        key: as in `simulate`, and so are the others.
+        prior: the prior of theta.
+        simulator: a JAX function of one draw or a `python_simulator`.
+        num_simulations: `N`, at least 1.
+        store: folder that the draws are written to.
+        chunk_size: draws computed at a time, and those of one file of the store.
+        executor: where the function of `python_simulator` runs.
+        progress: show a bar on stderr when the run lasts more than a second.
+
+    Returns:
+        The first `N` draws of the store, as far as they are finished, to be read by
+        slices.  Those that failed have weight 0 and are reported in an
+        `SbijaxWarning`.
+
+    Raises:
+        TypeError: as in `simulate`, or `store` is not a path.
+        ValueError: as in `simulate`, and so are `RuntimeError` and `OSError`.
+
+    Example:
+        >>> import jax, pathlib, tempfile, numpyro.distributions as dist
+        >>> import sbijax as sj
+        >>> prior = sj.make_prior(dist.Normal(0.0, 1.0))
+        >>> def simulator(key, theta):
+        ...     return theta + jax.random.normal(key)
+        >>> folder = pathlib.Path(tempfile.mkdtemp()) / "sims"
+        >>> stored = sj.simulate_to_store(
+        ...     jax.random.key(0), prior, simulator, 100, folder
+        ... )
+        >>> len(stored), stored[10:20].x.shape
+        (100, (10,))
+    """
+    if not isinstance(store, str | os.PathLike):
+        raise TypeError(f"store must be the path of a folder, got {store!r}.")
+    _simulate(
+        key,
+        prior,
+        simulator,
+        num_simulations,
+        chunk_size=chunk_size,
+        executor=executor,
+        store=store,
+        progress=progress,
+        collect=lambda sink: None,
+    )
+    return StoredSimulations(pathlib.Path(store), operator.index(num_simulations))
+
+
+def _simulate(
+    key: Array,
+    prior: Prior,
+    simulator: Simulator | PythonSimulator,
+    num_simulations: int,
+    *,
+    chunk_size: int | None,
+    executor: concurrent.futures.Executor | None,
+    store: str | os.PathLike[str] | None,
+    progress: bool,
+    collect: Callable[[Sink], Result],
+) -> Result:
+    """Draw what is missing, and return what `collect` takes from the sink."""
     if isinstance(key, jax.core.Tracer):
         raise TypeError(
             "simulate runs chunk by chunk on the host; inside jit or vmap use "
@@ -130,11 +227,11 @@ def simulate(
             fill(sink, pieces, progress)
         finally:
             sink.flush()
-        sims = sink.result()
-    report = report_failures(sims, failures)
+        result = collect(sink)
+        report = report_failures(sink, failures)
     if report is not None:
-        warnings.warn(report, SbijaxWarning, stacklevel=2)
-    return jax.tree.map(jnp.asarray, sims)
+        warnings.warn(report, SbijaxWarning, stacklevel=3)
+    return result
 
 
 def simulate_batch(

@@ -58,17 +58,21 @@ class StoredSimulations:
     what was sliced is in memory; `load()` reads all of them.  `len(stored)` is their
     number when the folder was opened.
 
+    Args:
+        path: the folder.
+        size: how many draws to look at, finished or not; None for all.
+
     Example:
         See `open_simulations`.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, size: int | None = None):
         self.path = path
         self._like, self._arrays = open_arrays(path, read_manifest(path))
         num_rows = self._arrays[-1].shape[0]
         with reading(path):
             (weight,) = read_rows(self._arrays[-1:], 0, num_rows)
-        self._rows = np.flatnonzero(~np.isnan(weight))
+        self._rows = np.flatnonzero(~np.isnan(weight[:size]))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -247,6 +251,17 @@ class FolderSink:
         if not self.done.all():
             leaves = [leaf[self.done] for leaf in leaves]
         return jax.tree.unflatten(jax.tree.structure(self.like), leaves)
+
+    def count_failed(self) -> int:
+        """How many of the draws that are done have weight 0, chunk by chunk."""
+        assert self.chunk_size is not None
+        size, count = len(self.done), 0
+        with reading(self.folder):
+            for start in range(0, size, self.chunk_size):
+                stop = min(size, start + self.chunk_size)
+                (weight,) = read_rows(self._arrays[-1:], start, stop)
+                count += int(np.sum(weight == 0.0))
+        return count
 
     def _chunk(self, number: int) -> list[np.ndarray]:
         """Buffers of a chunk, with what the folder has of it."""

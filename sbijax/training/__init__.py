@@ -1,7 +1,9 @@
 """Training: one compiled program, and a wrapper for people."""
 
-from sbijax.training.fit import Source, TrainConfig, TrainInfo, fit
-from sbijax.training.train import make_config, run_training, train
+from sbijax.training.fit import fit
+from sbijax.training.records import Source, TrainConfig, TrainInfo
+from sbijax.training.settings import make_config
+from sbijax.training.train import run_training, train
 
 __all__ = [
     "Source",

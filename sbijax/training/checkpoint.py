@@ -104,9 +104,16 @@ def open_checkpoint(
 
 
 def fingerprint(
-    state: Any, sims: Simulations, estimator: Estimator, config: Any
+    state: Any,
+    sims: Simulations,
+    estimator: Estimator,
+    config: Any,
+    reading: list[int] | None = None,
 ) -> dict[str, Any]:
     """What a run must share with a checkpoint to continue it.
+
+    Of simulations larger than memory, `sims` is the sample that is read first, and
+    `reading` their number, the rows of a buffer and those held out.
 
     The initial state is determined by key, simulations and estimator to the
     last bit; the loss it has on a few rows tells activations and priors apart
@@ -141,6 +148,7 @@ def fingerprint(
         "estimator": [_digest((state.net, state.stats)), f"{float(loss):.6g}"],
         "optimizer": update,
         "source": source,
+        "reading": reading,
     }
 
 
@@ -162,6 +170,7 @@ def _check_identity(
         )
     reasons = {
         "config": "another training configuration",
+        "reading": "another number of simulations or another buffer_size",
         "shapes": "another estimator",
         "simulations": "other simulations",
         "key": "another key",

@@ -1,33 +1,46 @@
 """Training for people: progress, checkpoints, Ctrl-C, and warnings in words."""
 
 import contextlib
-import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, cast
 
 import jax
-import numpy as np
 import optax
 from tqdm import tqdm
 
-from sbijax.base import Array, Estimator, Params, SbijaxWarning, Simulations, Stats
+from sbijax.base import (
+    Array,
+    Estimator,
+    LazySimulations,
+    Params,
+    SbijaxWarning,
+    Simulations,
+)
 from sbijax.checks import check_count, check_key, check_record
 from sbijax.data import make_simulations
 from sbijax.training.checkpoint import fingerprint, open_checkpoint
-from sbijax.training.fit import (
-    TrainConfig,
-    TrainInfo,
-    TrainState,
-    fit,
-    init_state,
-    is_done,
-    result,
-    run_epochs,
+from sbijax.training.fit import fit, init_state, result, run_epochs
+from sbijax.training.reading import (
+    automatic_buffer_size,
+    is_lazy,
+    read_one,
+    read_slice,
+)
+from sbijax.training.records import TrainConfig, TrainInfo, TrainState, is_done
+from sbijax.training.reports import report_outside, report_run, report_weights
+from sbijax.training.settings import check_rates, make_config
+from sbijax.training.stream import (
+    open_stream,
+    read_sample,
+    start_stream,
+    stream_epochs,
 )
 
-__all__ = ["make_config", "run_training", "train"]
+__all__ = ["run_training", "train"]
 
 _SECONDS_PER_CALL = 0.5
 _SECONDS_PER_CHECKPOINT = 30.0
@@ -36,11 +49,12 @@ _SECONDS_PER_CHECKPOINT = 30.0
 def train(
     key: Array,
     estimator: Estimator,
-    sims: Simulations,
+    sims: Simulations | LazySimulations,
     *,
     learning_rate: float | Array = 5e-3,
     weight_decay: float | Array = 0.2,
     batch_size: int | None = None,
+    buffer_size: int | None = None,
     max_epochs: int = 1000,
     validation_fraction: float = 0.1,
     patience: int = 10,
@@ -58,23 +72,36 @@ def train(
     parameters; after `num_decays` falls it stops.  Under `jax.vmap` or `jax.jit`
     this is the pure function `fit`, without progress, checkpoints or warnings.
 
+    Simulations larger than memory are read from where they are, such as the folder
+    of `open_simulations`.  Those that fit into `buffer_size` rows are trained on as
+    if they had been given in memory.  Of more, a random half a buffer is read first:
+    the statistics are fitted on it, and validation is on rows of it.  Then every
+    epoch goes over all the other rows, in a random order of runs of rows that are
+    mixed in a buffer, while the next buffer is being read.  Besides two buffers only
+    the rows held out are in memory.
+
     Args:
         key: PRNG key.
         estimator: what to train.
-        sims: simulations; rows with non-finite entries get weight 0.
+        sims: `Simulations`, or `LazySimulations` such as those of
+            `open_simulations`; rows with non-finite entries get weight 0.
         learning_rate: of Adam; may be traced.
         weight_decay: decoupled decay of weight matrices; may be traced.
         batch_size: rows per step, by default N / 100 within 50 and 500; more
             than there are is fine.
+        buffer_size: rows that are read at a time from `LazySimulations`, by default
+            1 GB of them; it has no effect on simulations in memory.
         max_epochs: upper limit of passes over the data.
         validation_fraction: share of rows held out, in [0, 1); with 0, or too
-            few rows to hold one out, the training loss decides.
+            few rows to hold one out, the training loss decides; half a buffer at
+            most.
         patience: epochs without improvement before the learning rate falls.
         num_decays: falls of the learning rate before training stops.
         optimizer: any optax optimizer, in place of the default and of
             `learning_rate` and `weight_decay`.
         checkpoint: folder to write the state of the run to; if it holds one
-            already, training continues there and ends with the same bits.
+            already, training continues there and ends with the same bits.  When
+            reading fails, the epochs that are finished are in it.
         progress: whether to show a bar with both losses.
 
     Returns:
@@ -84,7 +111,8 @@ def train(
     Raises:
         TypeError: an argument is not of its kind, or the estimator has no loss.
         ValueError: empty or mismatched simulations, or all outside the prior;
-            absurd settings; a checkpoint of another run.
+            absurd settings; a checkpoint of another run; a slice of other shapes.
+        Exception: whatever `LazySimulations` raise.
 
     Example:
         >>> import jax, numpyro.distributions as dist
@@ -100,13 +128,34 @@ def train(
     check_key(key)
     order = "The order is train(key, estimator, sims)."
     check_record(estimator, Estimator, "estimator", order)
-    check_record(sims, Simulations, "sims", order)
+    if not is_lazy(sims):
+        check_record(sims, Simulations, "sims", order)
     if estimator.loss is None:
         raise TypeError("this estimator is training-free: call infer without train.")
-    sims = make_simulations(sims.theta, sims.x, sims.weight)
     config = make_config(
         batch_size, max_epochs, validation_fraction, patience, num_decays, optimizer
     )
+    if buffer_size is not None:
+        buffer_size = check_count(buffer_size, "buffer_size")
+    if is_lazy(sims):
+        _check_not_traced(key, learning_rate, weight_decay)
+        like = read_one(sims)
+        buffer_size = buffer_size or automatic_buffer_size(like)
+        if len(sims) > buffer_size:
+            return _run_stream(
+                key,
+                estimator,
+                sims,
+                like,
+                buffer_size,
+                config,
+                learning_rate,
+                weight_decay,
+                checkpoint=checkpoint,
+                progress=progress,
+            )
+        sims = read_slice(sims, 0, len(sims))
+    sims = make_simulations(*cast(Simulations, sims)[:3])
     return run_training(
         key,
         estimator,
@@ -132,19 +181,88 @@ def run_training(
 ) -> tuple[Params, TrainInfo]:
     """`fit` for people; see `train` for the arguments."""
     rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
-    if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((key, sims, rates))):
+    if _any_traced((key, sims, rates)):
         if checkpoint is not None:
             raise ValueError("a traced training run cannot write a checkpoint.")
         return fit(key, estimator, sims, config=config, **rates)
-    _check_rates(learning_rate, weight_decay)
-    _report_weights(sims)
+    check_rates(learning_rate, weight_decay)
+    report_weights(sims, sims.weight.size)
 
     state = init_state(key, sims, **rates, estimator=estimator, config=config)
-    _report_outside(state)
+    report_outside(state, int(state.num_valid))
+    identity = None
+    if checkpoint is not None:
+        identity = fingerprint(state, sims, estimator, config)
+
+    def segments(state: TrainState, bar: tqdm) -> Iterator[TrainState]:
+        return _segments(state, sims, estimator, config)
+
+    return _follow(state, segments, config, checkpoint, identity, progress)
+
+
+def _run_stream(
+    key: Array,
+    estimator: Estimator,
+    source: LazySimulations,
+    like: Simulations,
+    buffer_size: int,
+    config: TrainConfig,
+    learning_rate: float | Array,
+    weight_decay: float | Array,
+    *,
+    checkpoint: str | os.PathLike[str] | None,
+    progress: bool,
+) -> tuple[Params, TrainInfo]:
+    """`run_training` on simulations larger than a buffer."""
+    check_rates(learning_rate, weight_decay)
+    net_key, split_key, train_key = jax.random.split(key, 3)
+    stream, config = open_stream(split_key, source, like, buffer_size, config)
+    num_rows, num_held_out = len(source), stream.plan.num_held_out
+    sample = read_sample(stream)
+    report_weights(sample, num_rows)
+    state, held_out = start_stream(
+        net_key,
+        train_key,
+        sample,
+        learning_rate,
+        weight_decay,
+        num_held_out=num_held_out,
+        estimator=estimator,
+        config=config,
+    )
+    report_outside(state, int((sample.weight > 0).sum()))
+    identity = None
+    if checkpoint is not None:
+        reading = [num_rows, buffer_size, num_held_out]
+        identity = fingerprint(state, sample, estimator, config, reading)
+    del sample  # it takes half a buffer
+
+    def segments(state: TrainState, bar: tqdm) -> Iterator[TrainState]:
+        return stream_epochs(
+            state,
+            held_out,
+            stream,
+            estimator=estimator,
+            config=config,
+            show=partial(_show_rows, bar, stream.num_train),
+        )
+
+    return _follow(state, segments, config, checkpoint, identity, progress)
+
+
+def _follow(
+    state: TrainState,
+    segments: Callable[[TrainState, tqdm], Iterator[TrainState]],
+    config: TrainConfig,
+    checkpoint: str | os.PathLike[str] | None,
+    identity: dict[str, Any] | None,
+    progress: bool,
+) -> tuple[Params, TrainInfo]:
+    """Run to the end, or to Ctrl-C, showing and keeping the states on the way."""
     with contextlib.ExitStack() as stack:
         saved, finished = None, True
         if checkpoint is not None:
-            identity = fingerprint(state, sims, estimator, config)
+            assert identity is not None
             saved = stack.enter_context(open_checkpoint(checkpoint, identity))
             state = saved.restore(state) or state
         bar = stack.enter_context(
@@ -153,18 +271,20 @@ def run_training(
                 desc="training",
                 unit="epoch",
                 disable=not progress,
+                miniters=0,
             )
         )
         written = time.monotonic()
         latest = [state]
         try:
-            for segment in _segments(state, sims, estimator, config):
-                latest.append(segment)
-                del latest[0]
-                _show(bar, segment)
-                if saved and time.monotonic() - written > _SECONDS_PER_CHECKPOINT:
-                    saved.save(segment, int(segment.epoch))
-                    written = time.monotonic()
+            with contextlib.closing(segments(state, bar)) as run:  # type: ignore[type-var]
+                for segment in run:
+                    latest.append(segment)
+                    del latest[0]
+                    _show(bar, segment)
+                    if saved and time.monotonic() - written > _SECONDS_PER_CHECKPOINT:
+                        saved.save(segment, int(segment.epoch))
+                        written = time.monotonic()
         except KeyboardInterrupt:
             if int(latest[-1].epoch) == 0:
                 raise
@@ -173,8 +293,12 @@ def run_training(
                 f"training was interrupted after {int(latest[-1].epoch)} epochs; the "
                 "best parameters so far are returned.",
                 SbijaxWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
+        except Exception:
+            if saved and int(latest[-1].epoch) > 0:
+                saved.save(latest[-1], int(latest[-1].epoch))
+            raise
         state = latest[-1]
         if saved:
             saved.save(state, int(state.epoch))
@@ -182,7 +306,7 @@ def run_training(
         bar.refresh()
     params, info = result(state, config)
     if finished:
-        _report(info, config)
+        report_run(info, config)
     return params, info
 
 
@@ -213,121 +337,19 @@ def _show(bar: tqdm, state: TrainState) -> None:
     bar.update(epoch - bar.n)
 
 
-def make_config(
-    batch_size: int | None,
-    max_epochs: int,
-    validation_fraction: float,
-    patience: int,
-    num_decays: int,
-    optimizer: optax.GradientTransformation | None,
-) -> TrainConfig:
-    """Checked settings as plain Python numbers."""
-    if not 0.0 <= float(validation_fraction) < 1.0:
-        raise ValueError(
-            f"validation_fraction must be in [0, 1), got {validation_fraction}."
-        )
-    if optimizer is not None and not callable(getattr(optimizer, "update", None)):
-        raise TypeError(f"optimizer must be an optax optimizer, got {optimizer!r}.")
-    return TrainConfig(
-        batch_size=None
-        if batch_size is None
-        else check_count(batch_size, "batch_size"),
-        max_epochs=check_count(max_epochs, "max_epochs"),
-        validation_fraction=float(validation_fraction),
-        patience=check_count(patience, "patience"),
-        num_decays=check_count(num_decays, "num_decays", least=0),
-        optimizer=optimizer,
-    )
+def _show_rows(bar: tqdm, num_rows: int, num_seen: int) -> None:
+    bar.set_description(f"training, {num_seen:,} of {num_rows:,} rows", refresh=False)
+    bar.update(0)
 
 
-def _check_rates(learning_rate: float | Array, weight_decay: float | Array) -> None:
-    for name, rate in {
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-    }.items():
-        if np.ndim(rate) or not np.issubdtype(np.asarray(rate).dtype, np.number):
-            raise TypeError(f"{name} must be one number, got {rate!r}.")
-    if not 0.0 < float(learning_rate) < math.inf:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
-    if not 0.0 <= float(weight_decay) < math.inf:
-        raise ValueError(f"weight_decay must not be negative, got {weight_decay}.")
-
-
-def _report_weights(sims: Simulations) -> None:
-    size, num_zero = sims.weight.shape[0], int(np.sum(np.asarray(sims.weight) == 0))
-    if num_zero == size:
-        raise ValueError(
-            f"all {size} simulations have weight 0: every one failed or holds "
-            "non-finite values, so there is nothing to learn from."
-        )
-    if num_zero > 0.1 * size:
-        warnings.warn(
-            f"{num_zero:,} of {size:,} simulations have weight 0 and are left out; "
-            "what is learned is the posterior given that the simulator succeeds.",
-            SbijaxWarning,
-            stacklevel=4,
+def _check_not_traced(*values: Any) -> None:
+    if _any_traced(values):
+        raise TypeError(
+            "simulations that are read as they are asked for cannot be trained on "
+            "under jit or vmap. Load them, train(key, estimator, sims[:]), or call "
+            "train outside of it."
         )
 
 
-def _report_outside(state: TrainState) -> None:
-    if not isinstance(state.stats, Stats):
-        return
-    num_outside, num_valid = int(state.stats.num_outside), int(state.num_valid)
-    message = (
-        f"theta lies outside the prior's support (or a discrete x outside its "
-        f"num_categories) in {num_outside:,} of {num_valid:,} simulations; check that "
-        "they were drawn from this prior, and the order and the units of the "
-        "parameters."
-    )
-    if num_outside == num_valid:
-        raise ValueError(message)
-    if num_outside > 0.05 * num_valid:  # a few draws may underflow to the bound
-        warnings.warn(message, SbijaxWarning, stacklevel=4)
-
-
-def _still_falling(info: TrainInfo) -> bool:
-    """Whether the last tenth of the epochs brought a hundredth of the progress."""
-    if bool(info.converged):
-        return False
-    num_epochs = int(info.num_epochs)
-    losses = np.minimum.accumulate(np.asarray(info.val_loss)[:num_epochs])
-    recent = losses[num_epochs - 1 - math.ceil((num_epochs - 1) / 10)]
-    return bool(recent - losses[-1] >= 0.01 * (losses[0] - losses[-1]))
-
-
-def _report(info: TrainInfo, config: TrainConfig) -> None:
-    """Say in one line each what may be wrong with a finished run."""
-    num_epochs, best = int(info.num_epochs), int(info.best_epoch)
-    messages = []
-    if not np.isfinite(float(info.best_loss)):
-        messages.append(
-            "the loss was never finite; look for extreme values in the simulations "
-            "or lower learning_rate. If entries of x are missing, the estimator needs "
-            "standardizer=networks.missing(networks.robust())."
-        )
-    elif num_epochs == config.max_epochs and _still_falling(info):
-        messages.append(
-            f"training used all {config.max_epochs} epochs and the validation loss "
-            "was still falling; raise max_epochs."
-        )
-    elif num_epochs > 1 and float(info.best_loss) >= float(info.val_loss[0]):
-        messages.append(
-            "training stopped on a plateau: the validation loss never improved on "
-            f"the first epoch ({float(info.val_loss[0]):.3f}); try another "
-            "learning_rate, or check that x carries information on theta."
-        )
-    gap = float(info.val_loss[best] - info.train_loss[best])
-    drop = float(info.val_loss[0] - info.best_loss)
-    if best > 0 and drop > 0 and gap > max(drop, 1.0):
-        messages.append(
-            f"the network overfits: at the best epoch the validation loss is {gap:.2f} "
-            "above the training loss; more simulations, a smaller network or an "
-            "ensemble would help."
-        )
-    if int(info.num_skipped):
-        messages.append(
-            f"{int(info.num_skipped)} steps had non-finite gradients and were "
-            "skipped; lower learning_rate if there are many."
-        )
-    for message in messages:
-        warnings.warn(message, SbijaxWarning, stacklevel=4)
+def _any_traced(values: Any) -> bool:
+    return any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(values))

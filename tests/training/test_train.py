@@ -12,7 +12,8 @@ import pytest
 
 import sbijax as sj
 from sbijax import densities, networks
-from sbijax.training.fit import TrainConfig, TrainInfo, fit
+from sbijax.training import TrainConfig, TrainInfo, fit
+from sbijax.training.reports import report_run
 from tests.helpers import assert_same_bits, linear_data
 
 train_module = importlib.import_module("sbijax.training.train")
@@ -561,7 +562,7 @@ def test_report(info, words):
     config = TrainConfig(max_epochs=len(info.val_loss))
     with warnings.catch_warnings(record=True) as record:
         warnings.simplefilter("always")
-        train_module._report(info, config)
+        report_run(info, config)
     messages = [str(entry.message) for entry in record]
     assert len(messages) == len(words)
     for message, pattern in zip(messages, words, strict=True):

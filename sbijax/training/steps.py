@@ -1,0 +1,233 @@
+"""What happens in an epoch: optimizer steps, validation, and what follows from it."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sbijax.base import Array, Estimator, Params, PyTree, Simulations
+from sbijax.training.records import TrainConfig, TrainState
+
+__all__ = [
+    "decay_mask",
+    "default_batch_size",
+    "end_epoch",
+    "optimizer_of",
+    "train_on_fresh",
+    "train_on_rows",
+]
+
+WARMUP_STEPS = 100
+CLIP_NORM = 5.0
+DECAY_FACTOR = 0.3
+AVERAGE_DECAY = 0.99
+EVALUATION_BATCH = 2_000
+
+
+def default_batch_size(size: int) -> int:
+    """Rows of a step: N / 100 within 50 and 500."""
+    return min(500, max(50, size // 100))
+
+
+def train_on_rows(
+    state: TrainState,
+    sims: Simulations,
+    order: Array,
+    num_train: Array,
+    key: Array,
+    *,
+    estimator: Estimator,
+    config: TrainConfig,
+) -> tuple[TrainState, Array, Array]:
+    """Steps on the first `num_train` rows of an order `[N]`.
+
+    Returns:
+        The state, the sum of the losses of all steps, and the number of steps.
+    """
+    size = order.shape[0]
+    batch_size = min(config.batch_size or default_batch_size(size), size)
+    num_batches = -(-num_train // batch_size)
+
+    def step(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
+        state, total = carry
+        # The last batch is filled up from the front of this epoch's order.
+        place = i * batch_size + jnp.arange(batch_size)
+        batch = _take(sims, order[place % num_train])
+        once = jnp.arange(batch_size) < num_train
+        batch = batch._replace(weight=jnp.where(once, batch.weight, 0.0))
+        # The loss is a mean over the batch; a heavy batch counts for more.
+        share = jnp.mean(batch.weight, where=once) / state.mean_weight
+        state, loss = _update(
+            state, jax.random.fold_in(key, i), batch, share, estimator, config
+        )
+        return state, total + loss
+
+    start = (state, jnp.zeros((), state.best_loss.dtype))
+    state, total = jax.lax.fori_loop(0, num_batches, step, start)
+    return state, total, num_batches
+
+
+def train_on_fresh(
+    state: TrainState, key: Array, *, estimator: Estimator, config: TrainConfig
+) -> tuple[TrainState, Array]:
+    """Steps on batches that are simulated for them; the mean training loss."""
+    source, batch_size = config.source, config.batch_size
+    assert source is not None
+    assert batch_size is not None
+
+    def step(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
+        state, total = carry
+        sims_key, loss_key = jax.random.split(jax.random.fold_in(key, i))
+        batch = source.simulate(sims_key, batch_size)
+        share = jnp.mean(batch.weight) / state.mean_weight
+        state, loss = _update(state, loss_key, batch, share, estimator, config)
+        return state, total + loss
+
+    start = (state, jnp.zeros((), state.best_loss.dtype))
+    state, total = jax.lax.fori_loop(0, source.steps_per_epoch, step, start)
+    return state, total / source.steps_per_epoch
+
+
+def _update(
+    state: TrainState,
+    key: Array,
+    batch: Simulations,
+    share: Array,
+    estimator: Estimator,
+    config: TrainConfig,
+) -> tuple[TrainState, Array]:
+    """One optimizer step; a step with non-finite gradients changes nothing."""
+
+    def loss_of(net: PyTree) -> Array:
+        assert estimator.loss is not None
+        return share * estimator.loss(Params(net, state.stats), key, batch)
+
+    loss, grads = jax.value_and_grad(loss_of)(state.net)
+    updates, opt_state = optimizer_of(config).update(grads, state.opt_state, state.net)
+    rate = state.decay
+    if config.optimizer is None:
+        warmup = jnp.minimum(1.0, (state.step + 1) / WARMUP_STEPS)
+        rate = rate * warmup * state.learning_rate
+        # How much regularisation is best depends on the problem: it falls as well,
+        # and where less of it overfits, the validation loss keeps what was before.
+        shrinkage = state.decay * state.weight_decay
+        updates = jax.tree.map(
+            lambda u, p, decays: -u - shrinkage * decays * p,
+            updates,
+            state.net,
+            decay_mask(state.net),
+        )
+    net = jax.tree.map(lambda p, u: (p + rate * u).astype(p.dtype), state.net, updates)
+    memory = jnp.minimum(AVERAGE_DECAY, (1.0 + state.step) / (10.0 + state.step))
+    average = jax.tree.map(
+        lambda a, p: (memory * a + (1.0 - memory) * p).astype(a.dtype),
+        state.average,
+        net,
+    )
+    finite = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(loss)
+    new = (net, average, opt_state)
+    old = (state.net, state.average, state.opt_state)
+    net, average, opt_state = jax.tree.map(partial(jnp.where, finite), new, old)
+    state = state._replace(
+        net=net,
+        average=average,
+        opt_state=opt_state,
+        step=state.step + 1,
+        num_skipped=state.num_skipped + ~finite,
+    )
+    return state, loss
+
+
+def end_epoch(
+    state: TrainState,
+    sims: Simulations,
+    train_loss: Array,
+    *,
+    capacity: int,
+    estimator: Estimator,
+    config: TrainConfig,
+) -> TrainState:
+    """Validate on at most `capacity` rows and judge; without any, on the training."""
+    val_loss = _validation_loss(state, sims, capacity, estimator)
+    val_loss = jnp.where(state.num_valid > state.num_train, val_loss, train_loss)
+    return _judge(state, train_loss, val_loss, config)
+
+
+def _validation_loss(
+    state: TrainState, sims: Simulations, capacity: int, estimator: Estimator
+) -> Array:
+    """Loss of the averaged parameters on the validation rows, same key every time."""
+    size = state.rows.shape[0]
+    batch_size = min(EVALUATION_BATCH, capacity)
+    params = Params(state.average, state.stats)
+
+    def chunk(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        total, weight = carry
+        place = state.num_train + i * batch_size + jnp.arange(batch_size)
+        batch = _take(sims, state.rows[jnp.minimum(place, size - 1)])
+        once = place < state.num_valid
+        batch = batch._replace(weight=jnp.where(once, batch.weight, 0.0))
+        here = jnp.sum(batch.weight)
+        assert estimator.loss is not None
+        loss = estimator.loss(params, jax.random.key(i), batch)
+        return total + here * loss, weight + here
+
+    zero = jnp.zeros((), state.best_loss.dtype)
+    num_chunks = -(-capacity // batch_size)
+    total, weight = jax.lax.fori_loop(0, num_chunks, chunk, (zero, zero))
+    return total / jnp.where(weight > 0, weight, 1.0)
+
+
+def _judge(
+    state: TrainState, train_loss: Array, val_loss: Array, config: TrainConfig
+) -> TrainState:
+    """Record the epoch, keep the best parameters, decay or stop when stalled."""
+    better = val_loss < state.best_loss
+    keep_better = partial(jnp.where, better)
+    stalled = jnp.where(better, 0, state.stalled + 1)
+    decay_now = stalled >= config.patience
+    best_net = jax.tree.map(keep_better, state.average, state.best_net)
+    # A lower learning rate starts again from the best parameters.
+    restart = partial(jnp.where, decay_now)
+    return state._replace(
+        net=jax.tree.map(restart, best_net, state.net),
+        average=jax.tree.map(restart, best_net, state.average),
+        best_net=best_net,
+        best_loss=jnp.where(better, val_loss, state.best_loss),
+        best_epoch=jnp.where(better, state.epoch, state.best_epoch),
+        stalled=jnp.where(decay_now, 0, stalled),
+        decay=jnp.where(decay_now, DECAY_FACTOR * state.decay, state.decay),
+        num_decays=state.num_decays + decay_now,
+        train_loss=state.train_loss.at[state.epoch].set(train_loss),
+        val_loss=state.val_loss.at[state.epoch].set(val_loss),
+        epoch=state.epoch + 1,
+    )
+
+
+def optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
+    """The optimizer of the settings, or the default one."""
+    if config.optimizer is not None:
+        return config.optimizer
+    return optax.chain(optax.clip_by_global_norm(CLIP_NORM), optax.scale_by_adam())
+
+
+def decay_mask(net: PyTree) -> PyTree:
+    """Which leaves weight decay is for: weights, not biases, stacked ones included.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sbijax.training.steps import decay_mask
+        >>> decay_mask({"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros((2, 3))})
+        {'bias': False, 'kernel': True}
+    """
+
+    def decays(path: tuple[Any, ...], leaf: Array) -> bool:
+        return leaf.ndim > 1 and "bias" not in jax.tree_util.keystr(path[-1:])
+
+    return jax.tree_util.tree_map_with_path(decays, net)
+
+
+def _take(sims: Simulations, rows: Array) -> Simulations:
+    return jax.tree.map(lambda leaf: leaf[rows], sims)
