@@ -24,6 +24,7 @@ HEAVY = {
     "orbax",
     "scipy",
     "sklearn",
+    "tensorstore",
     "tqdm",
 }
 

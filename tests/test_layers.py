@@ -52,6 +52,7 @@ HOMES = {
     "orbax": {"training"},
     "scipy": {"diagnostics", "plots"},
     "sklearn": {"diagnostics"},
+    "tensorstore": {"simulators"},
     "tqdm": {"training", "simulators"},
 }
 

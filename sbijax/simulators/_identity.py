@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import pathlib
 import platform
 import re
 import types
@@ -12,11 +13,13 @@ import jax
 import numpy as np
 
 from sbijax.base import Array, Prior
-from sbijax.data import to_skeleton
+from sbijax.checks import describe
+from sbijax.data import from_skeleton, to_skeleton
+from sbijax.simulators._manifest import MEND
 from sbijax.simulators._pieces import draw_thetas
 from sbijax.simulators.python import PythonSimulator
 
-__all__ = ["identify"]
+__all__ = ["check_identity", "identify"]
 
 _NUM_PROBES = 8
 
@@ -92,3 +95,41 @@ def _add_code(digest: Any, code: types.CodeType) -> None:
             digest.update(repr(sorted(map(repr, constant))).encode())
         else:
             digest.update(repr(constant).encode())
+
+
+def check_identity(
+    found: dict[str, Any], expected: dict[str, Any], folder: pathlib.Path
+) -> None:
+    """Refuse to continue the draws of another run."""
+    reasons = {
+        "key": "another key",
+        "theta": "another prior",
+        "prior": "another prior",
+        "simulator": "another simulator",
+        "program": "a simulator of the same name but another program",
+    }
+    for field, reason in reasons.items():
+        ours, theirs = expected[field], found.get(field)
+        if field == "prior":
+            same = np.allclose(theirs or np.nan, ours, 1e-4, 1e-6, equal_nan=True)
+        elif field == "program" and theirs and ours:
+            # Another version of Python or JAX may compile the same to something else.
+            same = theirs[0] != ours[0] or theirs[1] == ours[1]
+        else:
+            same = theirs == ours
+        if not same:
+            detail = ""
+            if field in ("key", "simulator"):
+                detail = f" ({_flat(theirs)} there, {_flat(ours)} here)"
+            elif field == "theta":
+                there, here = from_skeleton(theirs), from_skeleton(ours)
+                detail = f" (theta is {describe(there)} there, {describe(here)} here)"
+            raise ValueError(
+                f"the store {folder} was made with {reason}{detail}. {MEND}"
+            )
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={v}" for k, v in value.items() if v is not None)
+    return str(value)

@@ -1,93 +1,108 @@
 """Arrays in a folder, in zarr format 3: chunks of raw bytes along axis 0.
 
-The part of the format that is used is small enough to write by hand, which leaves
-nothing open about what is on disk when the process is killed: a file is written
-beside its place, synchronised and moved there, so that it is there whole or not at
-all.  Any reader of zarr opens the folder.
+tensorstore writes them: each file beside its place, synchronised and moved there, so
+that it is there whole or not at all when the process is killed.  Any reader of zarr
+opens the folder.
 
 Reference: Zarr core specification, version 3 (https://zarr-specs.readthedocs.io).
 """
 
-import contextlib
 import json
 import math
-import os
 import pathlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from tensorstore import TensorStore
+
 __all__ = [
-    "ZarrArray",
+    "chunk_cuts",
+    "create_array",
+    "get_chunk_size",
     "open_array",
     "read_json",
     "read_rows",
-    "write_array",
-    "write_chunk",
+    "remove_leftovers",
+    "resize",
     "write_json",
+    "write_rows",
 ]
 
-METADATA = "zarr.json"
+_PART_SIZE = 2**16  # numbers; larger chunks are cut into parts that are read alone
+# One process writes to a folder.  With its locks, tensorstore writes over what a kill
+# has left beside a file, and what that has more of than the new content stays.
+_CONTEXT = {"file_io_locking": {"mode": "none"}}
 
 
-class ZarrArray(NamedTuple):
-    """An array `[N, ...]` of floats in a folder, NaN where there is no chunk yet."""
+def create_array(
+    folder: pathlib.Path, shape: Sequence[int], dtype: np.dtype, chunk_size: int
+) -> "TensorStore":
+    """Make an array `[N, ...]` of floats, NaN where there is no chunk, in a folder.
 
-    folder: pathlib.Path
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    chunk_size: int
+    An array that is there is deleted.
+    """
+    import tensorstore as ts
 
-
-def write_array(array: ZarrArray) -> None:
-    """Write the metadata of an array; its chunks stay as they are."""
-    array.folder.mkdir(exist_ok=True)
-    metadata = {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": array.shape,
-        "data_type": array.dtype.name,
-        "chunk_grid": {
-            "name": "regular",
-            "configuration": {"chunk_shape": _chunk_shape(array)},
-        },
-        "chunk_key_encoding": {
-            "name": "default",
-            "configuration": {"separator": "."},
-        },
-        "fill_value": "NaN",
-        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
-        "attributes": {},
-    }
-    write_json(array.folder / METADATA, metadata)
+    row = [max(1, n) for n in shape[1:]]
+    part_size = next(
+        n
+        for n in range(1, chunk_size + 1)
+        if n == chunk_size or (chunk_size % n == 0 and n * math.prod(row) >= _PART_SIZE)
+    )
+    separator = {"name": "default", "configuration": {"separator": "."}}
+    return ts.open(
+        _spec(folder) | {"metadata": {"chunk_key_encoding": separator}},
+        create=True,
+        delete_existing=True,
+        shape=shape,
+        dtype=dtype,
+        fill_value=np.nan,
+        chunk_layout=ts.ChunkLayout(
+            write_chunk_shape=[chunk_size, *row], read_chunk_shape=[part_size, *row]
+        ),
+    ).result()
 
 
-def open_array(folder: pathlib.Path) -> ZarrArray:
-    """Read the metadata of an array that `write_array` has written."""
-    metadata = read_json(folder / METADATA)
-    chunk_shape = metadata["chunk_grid"]["configuration"]["chunk_shape"]
-    dtype = np.dtype(metadata["data_type"])
-    array = ZarrArray(folder, tuple(metadata["shape"]), dtype, chunk_shape[0])
-    if chunk_shape != _chunk_shape(array) or len(metadata["codecs"]) != 1:
-        raise ValueError(f"{folder.name} is compressed or cut in another way")
-    return array
+def open_array(folder: pathlib.Path) -> "TensorStore":
+    """Open an array that `create_array` has made."""
+    import tensorstore as ts
+
+    return ts.open(_spec(folder)).result()
 
 
-def write_chunk(array: ZarrArray, number: int, rows: np.ndarray) -> None:
-    """Write one chunk `[chunk_size, ...]`, whole or not at all."""
-    data = np.ascontiguousarray(rows, array.dtype.newbyteorder("<"))
-    _write_file(_chunk_path(array, number), data.data.cast("B") if data.size else b"")
+def get_chunk_size(array: "TensorStore") -> int:
+    """Rows that are written together."""
+    return array.chunk_layout.write_chunk_template.shape[0]
 
 
-def read_rows(array: ZarrArray, start: int, stop: int) -> np.ndarray:
-    """Rows `[stop - start, ...]`; only the chunks they are in are touched."""
-    out = np.full((stop - start, *array.shape[1:]), np.nan, array.dtype)
-    for number, first, last in chunk_cuts(array.chunk_size, start, stop):
-        offset = number * array.chunk_size
-        rows = _map_chunk(array, number)
-        if rows is not None:
-            out[first - start : last - start] = rows[first - offset : last - offset]
+def resize(array: "TensorStore", size: int) -> "TensorStore":
+    """The array with another number of rows."""
+    return array.resize(exclusive_max=[size] + [None] * (array.rank - 1)).result()
+
+
+def write_rows(array: "TensorStore", start: int, rows: np.ndarray) -> None:
+    """Write all rows of a chunk, whole or not at all."""
+    array[start : start + len(rows)].write(rows).result()
+
+
+def read_rows(
+    arrays: Sequence["TensorStore"], start: int, stop: int
+) -> list[np.ndarray]:
+    """Rows `[stop - start, ...]` of each array; little else is read."""
+    import tensorstore as ts
+
+    # Into memory of numpy: what tensorstore allocates, tracemalloc does not see.
+    out = [
+        np.empty((stop - start, *array.shape[1:]), array.dtype.numpy_dtype)
+        for array in arrays
+    ]
+    pairs = zip(arrays, out, strict=True)
+    futures = [ts.array(rows).write(array[start:stop]) for array, rows in pairs]
+    for future in futures:
+        future.result()
     return out
 
 
@@ -104,7 +119,10 @@ def chunk_cuts(size: int, start: int, stop: int) -> Iterator[tuple[int, int, int
 
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Write a file of JSON, whole or not at all."""
-    _write_file(path, json.dumps(content, indent=1).encode())
+    import tensorstore as ts
+
+    files = ts.KvStore.open(_files(path.parent)).result()
+    files.write(path.name, json.dumps(content, indent=1)).result()
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -112,50 +130,15 @@ def read_json(path: pathlib.Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _chunk_shape(array: ZarrArray) -> list[int]:
-    return [array.chunk_size, *(max(1, n) for n in array.shape[1:])]
+def remove_leftovers(folder: pathlib.Path) -> None:
+    """Remove the files that a process was writing when it was killed."""
+    for path in folder.glob("**/*.__lock"):
+        path.unlink()
 
 
-def _chunk_path(array: ZarrArray, number: int) -> pathlib.Path:
-    return array.folder / ".".join(["c", str(number)] + ["0"] * (len(array.shape) - 1))
+def _files(folder: pathlib.Path) -> dict[str, Any]:
+    return {"driver": "file", "path": f"{folder}/", "context": _CONTEXT}
 
 
-def _map_chunk(array: ZarrArray, number: int) -> np.ndarray | None:
-    """The rows of a chunk, read from disk as they are used; None if there is none."""
-    path = _chunk_path(array, number)
-    shape = (array.chunk_size, *array.shape[1:])
-    expected = math.prod(shape) * array.dtype.itemsize
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        return None
-    if size != expected:
-        raise ValueError(f"{path.name} has {size} bytes, expected {expected}")
-    if not size:
-        return None
-    return np.memmap(path, array.dtype.newbyteorder("<"), "r", shape=shape)
-
-
-def _synchronise(folder: pathlib.Path) -> None:
-    """Make names in a folder last, where the system lets folders be opened."""
-    with contextlib.suppress(PermissionError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _write_file(path: pathlib.Path, data: Any) -> None:
-    partial = path.with_name(path.name + ".part")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _synchronise(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
+def _spec(folder: pathlib.Path) -> dict[str, Any]:
+    return {"driver": "zarr3", "kvstore": _files(folder)}

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -17,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+import tensorstore
 
 import sbijax as sj
-from sbijax.simulators import _flight, _zarr
+from sbijax.simulators import _flight, _manifest
 
 module = importlib.import_module("sbijax.simulators.store")
 
@@ -60,24 +62,32 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def kill_at(monkeypatch):
+def kill_at(path, monkeypatch):
     """Make the n-th write of a file fail as if the process ended there."""
 
     class Killed(BaseException):
         pass
 
     def install(number):
-        write, calls = _zarr._write_file, []
+        calls = []
 
-        def killed(path, data):
-            calls.append(path)
-            if len(calls) >= number:
-                path.with_name(path.name + ".part").write_bytes(bytes(data)[:5])
+        def may_end(write):
+            def killed(*args):
+                calls.append(write)
+                if len(calls) < number:
+                    return write(*args)
+                # What tensorstore leaves beside a file, here longer than the file is.
+                for file in [*path.rglob("zarr.json"), *path.rglob("c.*")]:
+                    file.with_name(f"{file.name}.__lock").write_bytes(b"}" * 10_000)
                 raise Killed
-            write(path, data)
 
-        monkeypatch.setattr(_zarr, "_write_file", killed)
-        return Killed, lambda: monkeypatch.setattr(_zarr, "_write_file", write)
+            return killed
+
+        writes = {_manifest: ["create_array", "write_json"]}
+        for home, names in (writes | {module: ["resize", "write_rows"]}).items():
+            for name in names:
+                monkeypatch.setattr(home, name, may_end(getattr(home, name)))
+        return Killed, monkeypatch.undo
 
     return install
 
@@ -131,26 +141,27 @@ def test_batches_across_the_end_are_extended(path):
 
 @pytest.mark.parametrize("kind", [simulator, python])
 def test_killed_at_every_write_it_goes_on_with_the_same_bits(kind, path, kill_at):
-    expected = run(50, path.with_name("other"), kind, chunk_size=20)
-    number, num_done = 1, 0
-    while True:
-        killed, undo = kill_at(number)
-        try:
-            sims = run(50, path, kind, chunk_size=20)
-        except killed:
-            undo()
-        else:
-            break
-        if (path / "zarr.json").exists():
-            reader = sj.open_simulations(path)
-            assert len(reader) >= num_done
-            num_done = len(reader)
-            done = np.asarray(reader._rows)
-            assert_equal(reader.load(), jax.tree.map(lambda a, d=done: a[d], expected))
-        number += 1
-    undo()
-    assert number > 4
-    assert_equal(sims, expected)
+    expected = run(70, path.with_name("other"), kind, chunk_size=20)
+    num_done = 0
+    for size in (50, 70):
+        for number in itertools.count(1):
+            killed, undo = kill_at(number)
+            try:
+                sims = run(size, path, kind, chunk_size=20)
+            except killed:
+                undo()
+            else:
+                undo()
+                break
+            if (path / "zarr.json").exists():
+                reader = sj.open_simulations(path)
+                assert len(reader) >= num_done
+                num_done, done = len(reader), np.asarray(reader._rows)
+                some = jax.tree.map(lambda a, d=done: a[d], expected)
+                assert_equal(reader.load(), some)
+        assert number > 4
+        assert_equal(sims, head(expected, size))
+    assert not list(path.rglob("*.__lock"))
 
 
 SCRIPT = """
@@ -469,22 +480,27 @@ def test_full_disk_keeps_what_is_finished(small_disk):
         run(5000, path, wide)
 
 
-def test_zarr_readers_open_it(path):
-    tensorstore = pytest.importorskip("tensorstore")
+def test_the_format_is_zarr_with_chunks_of_raw_bytes(path):
     sims = run(50, path, chunk_size=20)
-    names = {
+    arrays = {
         "theta.loc": sims.theta["loc"],
         "x.series": sims.x["series"],
         "x.count": sims.x["count"],
         "weight": sims.weight,
     }
-    for name, expected in names.items():
-        spec = {
-            "driver": "zarr3",
-            "kvstore": {"driver": "file", "path": str(path / name)},
-        }
-        array = tensorstore.open(spec, read=True).result()
-        np.testing.assert_array_equal(array.read().result(), expected)
+    for name, expected in arrays.items():
+        metadata = json.loads((path / name / "zarr.json").read_text())
+        assert metadata["zarr_format"] == 3
+        assert metadata["node_type"] == "array"
+        assert metadata["shape"] == list(expected.shape)
+        assert metadata["data_type"] == "float32"
+        assert metadata["codecs"] == [
+            {"name": "bytes", "configuration": {"endian": "little"}}
+        ]
+        key = "c.1.0" if expected.ndim == 2 else "c.1"
+        chunk = np.fromfile(path / name / key, "<f4").reshape(20, *expected.shape[1:])
+        np.testing.assert_array_equal(chunk, expected[20:40])
+    assert json.loads((path / "zarr.json").read_text())["node_type"] == "group"
 
 
 def test_structures_and_names(path):
@@ -506,15 +522,26 @@ def test_structures_and_names(path):
     assert isinstance(sj.open_simulations(other)[:3].x, sj.Trials)
 
 
-def test_only_what_is_asked_for_is_read(path, monkeypatch):
+def num_bytes_read():
+    name = "/tensorstore/kvstore/file/bytes_read"
+    found = tensorstore.experimental_collect_matching_metrics(name)
+    return sum(value["value"] for metric in found for value in metric["values"])
+
+
+def test_only_what_is_asked_for_is_read(path):
     run(100, path, chunk_size=10)
-    stored, touched = sj.open_simulations(path), set()
-    map_chunk = _zarr._map_chunk
-
-    def spy(array, number):
-        touched.add(number)
-        return map_chunk(array, number)
-
-    monkeypatch.setattr(_zarr, "_map_chunk", spy)
+    stored, before = sj.open_simulations(path), num_bytes_read()
     stored[35:52]
-    assert touched == {3, 4, 5}
+    row_bytes = 4 * (2 + 3 + 1 + 1)
+    assert num_bytes_read() - before == 3 * 10 * row_bytes
+
+
+def test_of_a_large_chunk_only_parts_are_read(path):
+    def image(key, theta):
+        return theta["loc"] + jax.random.normal(key, (64, 64))
+
+    expected = sj.simulate(KEY, PRIOR, image, 150)
+    assert_equal(run(150, path, image, chunk_size=100), expected)
+    stored, before = sj.open_simulations(path), num_bytes_read()
+    assert_equal(stored[95:105], jax.tree.map(lambda a: a[95:105], expected))
+    assert num_bytes_read() - before < 50 * 64 * 64 * 4
