@@ -52,7 +52,8 @@ def sklearn_start(rows, seed=0):
 def to_weights(classifier):
     (w1, w2, w3), (b1, b2, b3) = classifier.coefs_, classifier.intercepts_
     leaves = (w1.T, b1, w2.T, b2, w3[:, 0], b3[0])
-    return _mlp.Weights(*(jnp.asarray(leaf, jnp.float32) for leaf in leaves))
+    # Copies: scikit-learn goes on to train its own arrays in place.
+    return _mlp.Weights(*(jnp.array(leaf, jnp.float32) for leaf in leaves))
 
 
 def labelled(num_rows):
