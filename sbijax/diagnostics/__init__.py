@@ -1,6 +1,7 @@
 """Checks of inference: calibration, coverage, predictions, two-sample tests."""
 
-from sbijax.diagnostics.c2st import c2st
+from sbijax.diagnostics.c2st import c2st, c2st_forest
+from sbijax.diagnostics.c2st_compiled import c2st_compiled
 from sbijax.diagnostics.coverage import CoverageResult, coverage
 from sbijax.diagnostics.predictive import posterior_predictive
 from sbijax.diagnostics.sbc import SBCResult, sbc, sbc_result
@@ -16,6 +17,8 @@ __all__ = [
     "SBCResult",
     "UniformityBand",
     "c2st",
+    "c2st_compiled",
+    "c2st_forest",
     "coverage",
     "posterior_predictive",
     "sbc",

@@ -2,13 +2,15 @@
 
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import KFold
 from sklearn.neural_network import MLPClassifier
 
-from sbijax.diagnostics import c2st
+from sbijax.diagnostics import c2st, c2st_compiled, c2st_forest
 
 
 def normal(seed, num_draws=300, num_dims=2, sd=1.0, mean=0.0):
@@ -90,28 +92,61 @@ def test_pytrees_equal_arrays():
     assert 0.5 < expected < 1.0
 
 
-def test_bad_input_is_refused():
+def test_forest_agrees_with_the_definition():
+    reference, draws = normal(0, 200, sd=3.0), normal(1, 200, sd=3.0, mean=2.0)
+    data = np.concatenate([reference, draws])
+    labels = np.repeat([0.0, 1.0], 200)
+    scores = []
+    for train, test in KFold(5, shuffle=True, random_state=3).split(data):
+        forest = RandomForestClassifier(20, random_state=3)
+        forest.fit(data[train], labels[train])
+        scores.append(np.mean(forest.predict(data[test]) == labels[test]))
+    # Trees do not care for scale: only ties of rounded data can differ.
+    score = c2st_forest(reference, draws, seed=3, num_trees=20)
+    assert score == pytest.approx(np.mean(scores), abs=0.005)
+    assert 0.55 < score < 0.75
+
+
+def test_forest_finds_an_edge_that_the_mlp_smooths_over():
+    rng = np.random.default_rng(0)
+    reference = rng.uniform(size=(300, 1))
+    comb = np.floor(rng.uniform(size=(300, 1)) * 10.0) / 10.0 + reference / 20.0
+    assert c2st_forest(reference, comb, num_trees=20) > c2st(reference, comb) + 0.1
+
+
+def test_forest_refuses_a_forest_without_trees():
+    with pytest.raises(ValueError, match="num_trees must be at least 1, got 0"):
+        c2st_forest(normal(0, 20), normal(1, 20), num_trees=0)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [c2st, c2st_forest, lambda *pair: c2st_compiled(jax.random.key(0), *pair)],
+    ids=["c2st", "c2st_forest", "c2st_compiled"],
+)
+def test_bad_input_is_refused(score):
     good = normal(0, 20)
     bad = good.copy()
     bad[3, 1] = np.nan
     bad[4, 0] = np.inf
     with pytest.raises(ValueError, match="draws holds non-finite values in 2 of 20"):
-        c2st(good, bad)
+        score(good, bad)
     with pytest.raises(ValueError, match="reference holds non-finite"):
-        c2st(bad, good)
+        score(bad, good)
     with pytest.raises(ValueError, match=r"same parameters, got float32\[20,2\]"):
-        c2st(good, good[:, :1])
+        score(good, good[:, :1])
     with pytest.raises(ValueError, match="same parameters"):
-        c2st({"a": good}, {"b": good})
+        score({"a": good}, {"b": good})
     with pytest.raises(ValueError, match="4 draws, at least 5"):
-        c2st(good[:4], good)
+        score(good[:4], good)
     with pytest.raises(ValueError, match="no spread in column 1"):
-        c2st(good * np.array([1.0, 0.0]), good)
+        score(good * np.array([1.0, 0.0]), good)
     with pytest.raises(ValueError, match="one length S"):
-        c2st({"a": good, "b": good[:3]}, good)
+        score({"a": good, "b": good[:3]}, good)
 
 
-def test_missing_scikit_learn_says_how_to_install(monkeypatch):
+@pytest.mark.parametrize("score", [c2st, c2st_forest])
+def test_missing_scikit_learn_says_how_to_install(monkeypatch, score):
     monkeypatch.setitem(sys.modules, "sklearn.model_selection", None)
     with pytest.raises(ImportError, match="pip install scikit-learn"):
-        c2st(normal(0, 20), normal(1, 20))
+        score(normal(0, 20), normal(1, 20))
