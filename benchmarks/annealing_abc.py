@@ -48,7 +48,7 @@ __all__ = ["main"]
 
 NUM_SIMULATIONS = 100_000
 METHODS = {"two_moons": ["annealing"]}
-METHODS["gaussian_linear"] = ["annealing", "annealing, linear"]
+METHODS["gaussian_linear"] = ["annealing, linear", "annealing"]
 
 
 class Knobs(NamedTuple):
