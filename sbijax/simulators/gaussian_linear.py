@@ -55,15 +55,17 @@ def gaussian_linear() -> Task:
     return Task(
         name="gaussian_linear",
         prior=make_prior(prior),
-        simulator=_simulator,
-        log_likelihood=_log_likelihood,
+        simulator=add_noise,
+        log_likelihood=log_likelihood_of_mean,
         x_observed=jnp.array(_OBSERVED),
     )
 
 
-def _simulator(key: Array, theta: Array) -> Array:
+def add_noise(key: Array, theta: Array) -> Array:
+    """Draw x `[10]` given theta `[10]`."""
     return theta + _SCALE * jax.random.normal(key, (_NUM_DIMS,))
 
 
-def _log_likelihood(theta: Array, x: Array) -> Array:
+def log_likelihood_of_mean(theta: Array, x: Array) -> Array:
+    """Evaluate log p(x | theta)."""
     return jnp.sum(norm.logpdf(jnp.asarray(x), jnp.asarray(theta), _SCALE))

@@ -5,19 +5,14 @@
 The posterior is N(x, 0.1 I), cut off at the bounds of the prior.
 """
 
-import math
-
-import jax
 import jax.numpy as jnp
-from jax.scipy.stats import norm
 
-from sbijax.base import Array
+from sbijax.simulators.gaussian_linear import add_noise, log_likelihood_of_mean
 from sbijax.simulators.task import Task, task_factory
 
 __all__ = ["gaussian_linear_uniform"]
 
 _NUM_DIMS = 10
-_SCALE = math.sqrt(0.1)
 _OBSERVED = (
     *(-0.53739023, -0.23864163, 0.81923723, 0.6407443, 0.41616207),
     *(-0.09746933, 1.1292295, -0.05842293, -0.97055256, -0.9423423),
@@ -47,15 +42,7 @@ def gaussian_linear_uniform() -> Task:
     return Task(
         name="gaussian_linear_uniform",
         prior=make_prior(prior),
-        simulator=_simulator,
-        log_likelihood=_log_likelihood,
+        simulator=add_noise,
+        log_likelihood=log_likelihood_of_mean,
         x_observed=jnp.array(_OBSERVED),
     )
-
-
-def _simulator(key: Array, theta: Array) -> Array:
-    return theta + _SCALE * jax.random.normal(key, (_NUM_DIMS,))
-
-
-def _log_likelihood(theta: Array, x: Array) -> Array:
-    return jnp.sum(norm.logpdf(jnp.asarray(x), jnp.asarray(theta), _SCALE))
