@@ -4,6 +4,7 @@ import collections
 import queue
 import time
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,8 @@ class Flight:
 
     A piece whose worker died is sent again unit by unit, and a unit of which a second
     worker dies is to blame.  An executor that is not ours may name pieces that were
-    only near; there, the second time, nothing else is in flight.
+    only near, and may lose results together with the worker that held them; there,
+    the second time, nothing else is in flight.
     """
 
     def __init__(self, pool: Any, window: int, is_ours: bool):
@@ -68,7 +70,8 @@ class Flight:
         try:
             outcome = future.result()
         except Exception as error:
-            if not _blames_draws(error):
+            is_lost = not (self._is_ours or sent.is_retry or _is_final(error))
+            if not (is_lost or _blames_draws(error)):
                 raise _explain(error) from error
             if not sent.is_retry or piece.num_units > 1:
                 is_retry = not self._is_ours or piece.num_units == 1
@@ -91,6 +94,11 @@ class Flight:
 def _blames_draws(error: Exception) -> bool:
     """Whether an error says that a piece ended its worker; dask has its own."""
     return isinstance(error, WorkerDied) or type(error).__name__ == "KilledWorker"
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether a second try is in vain: a wrong simulator, or a broken executor."""
+    return isinstance(error, SimulatorFault | BrokenExecutor)
 
 
 def _explain(error: Exception) -> Exception:

@@ -45,6 +45,22 @@ class Inline(concurrent.futures.Executor):
         return future
 
 
+class Forgetful(Inline):
+    """Loses the results of its first calls, as dask may when a worker ends."""
+
+    def __init__(self, num_lost):
+        super().__init__()
+        self.num_lost = num_lost
+
+    def submit(self, fn, /, *args, **kwargs):
+        future = super().submit(fn, *args, **kwargs)
+        if len(self.pieces) > self.num_lost:
+            return future
+        lost = concurrent.futures.Future()
+        lost.set_exception(AttributeError("'list' has no 'with_traceback'"))
+        return lost
+
+
 def one_draw():
     # Local functions are sent by value: workers need not import this file.
     def function(rng, theta):
@@ -369,6 +385,17 @@ def test_all_failed_is_an_error_with_the_reason():
         run(function, 9, executor=Inline())
     with pytest.raises(ValueError, match="all 9 simulations failed: theta or x"):
         run(lambda rng, theta: np.nan, 9, executor=Inline())
+
+
+def test_results_that_an_executor_lost_are_drawn_again():
+    reference = run(one_draw(), 20, prior=PRIOR, executor=Inline())
+    sims = run(one_draw(), 20, prior=PRIOR, executor=Forgetful(num_lost=2))
+    assert_equal(sims, reference)
+
+
+def test_an_executor_that_loses_a_result_twice_is_an_error():
+    with pytest.raises(RuntimeError, match="executor could not run .*AttributeError"):
+        run(one_draw(), 20, prior=PRIOR, executor=Forgetful(num_lost=1_000))
 
 
 def test_first_draw_that_succeeds_says_what_x_is():
