@@ -1,5 +1,6 @@
 """What the benchmarks share: fresh processes, scores, rows, theta as a matrix."""
 
+import functools
 import json
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
@@ -15,9 +16,9 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 import sbijax as sj
 from sbijax.base import PyTree
 
-__all__ = ["RESULTS", "append_row", "environment", "read_rows", "run_fresh", "spread"]
-__all__ += ["commit", "compile_clock"]
-__all__ += ["format_sd", "means_by", "missing_observations", "score_draws", "to_matrix"]
+__all__ = ["CLASSIFIERS", "RESULTS", "append_row", "commit", "compile_clock"]
+__all__ += ["environment", "format_sd", "means_by", "missing_observations"]
+__all__ += ["read_rows", "run_fresh", "score_draws", "spread", "to_matrix"]
 
 RESULTS = Path(__file__).parent / "results"
 # Tracing is left out: programs that call others would count theirs twice.
@@ -40,36 +41,52 @@ def to_matrix(theta: PyTree) -> np.ndarray:
 
 
 def score_draws(
-    pairs: dict[int, tuple[np.ndarray, np.ndarray]], num_workers: int
+    pairs: dict[int, tuple[np.ndarray, np.ndarray]],
+    num_workers: int,
+    classifier: str = "sklearn",
 ) -> Iterator[tuple[int, float]]:
     """C2ST of (reference, draws) `[S, D]` of each observation, as they finish."""
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-        jobs = {pool.submit(_c2st, *pair): k for k, pair in pairs.items()}
-        for job in as_completed(jobs):
-            yield jobs[job], job.result()
+    pool, score = _scorers(num_workers), CLASSIFIERS[classifier]
+    jobs = {pool.submit(score, *pair): k for k, pair in pairs.items()}
+    for job in as_completed(jobs):
+        yield jobs[job], job.result()
 
 
-def _c2st(reference: np.ndarray, draws: np.ndarray) -> float:
+@functools.cache
+def _scorers(num_workers: int) -> ProcessPoolExecutor:
+    # Kept from case to case, for they import and compile once.
+    return ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"))
+
+
+def _with_sklearn(reference: np.ndarray, draws: np.ndarray) -> float:
     with threadpool_limits(1):
         return float(sj.diagnostics.c2st(reference, draws))
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file with one JSON object per line, none if there is no file."""
+def _compiled(reference: np.ndarray, draws: np.ndarray) -> float:
+    return float(sj.diagnostics.c2st_compiled(jax.random.key(1), reference, draws))
+
+
+# Two programs of one protocol, from different random numbers.
+CLASSIFIERS = {"sklearn": _with_sklearn, "compiled": _compiled}
+
+
+def read_rows(path: Path, **case: Any) -> list[dict[str, Any]]:
+    """Rows of a case, such as task="slcp", of a file with one JSON object per line.
+
+    There are none if there is no file.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    rows = map(json.loads, path.read_text().splitlines())
+    return [r for r in rows if all(r[name] == value for name, value in case.items())]
 
 
 def missing_observations(
     path: Path, observations: Iterable[int], **case: Any
 ) -> list[int]:
     """Observations of a case, such as task="slcp", seed=0, that have no row yet."""
-    done = {
-        row["observation"]
-        for row in read_rows(path)
-        if all(row[name] == value for name, value in case.items())
-    }
+    done = {row["observation"] for row in read_rows(path, **case)}
     return [k for k in observations if k not in done]
 
 

@@ -5,12 +5,13 @@
 
 For each task, method, budget and seed: simulate, train in a fresh process, draw
 10,000 times for each of the 10 observations, and score the draws with sbibm's
-classifier.  0.5 is a perfect score.  The budget counts every simulation, those for
+classifier, compiled or (`--classifier sklearn`) from scikit-learn, which takes 5 to 20
+times as long.  0.5 is a perfect score.  The budget counts every simulation, those for
 validation and for pilots too.  All methods have their defaults everywhere.
 
-Each (task, method, budget, observation, seed) is a line of `results/sbibm.jsonl`;
-lines that are there are not run again.  Seconds of training and of drawing (for all
-10 observations) leave out compilation, which stands beside them.
+Each (task, method, budget, seed, classifier, observation) is a line of
+`results/sbibm.jsonl`; lines that are there are not run again.  Seconds of training and
+of drawing (for all 10 observations) leave out compilation, which stands beside them.
 
 `npe_online` validates on the budget and draws fresh simulations as it learns, 100,000
 an epoch: it is no entry in a table of budgets.
@@ -27,6 +28,7 @@ import numpy as np
 
 import sbijax as sj
 from benchmarks.common import (
+    CLASSIFIERS,
     RESULTS,
     append_row,
     commit,
@@ -181,7 +183,7 @@ def _describe_chains(info: Any) -> dict[str, float]:
 
 
 def run_case(
-    case: Case, references: dict[int, Reference], num_workers: int
+    case: Case, references: dict[int, Reference], classifier: str, num_workers: int
 ) -> Iterator[dict[str, Any]]:
     """Yield one row per observation, in the order in which they are scored."""
     xs = np.stack([reference.x_observed for reference in references.values()])
@@ -189,9 +191,9 @@ def run_case(
     draws, chains, took = run_fresh(train_and_draw, case, xs, num_draws)
     places = {k: i for i, k in enumerate(references)}
     pairs = {k: (references[k].samples, draws[i]) for k, i in places.items()}
-    for k, c2st in score_draws(pairs, num_workers):
-        row = {**case._asdict(), "observation": k, "c2st": round(c2st, 4)}
-        yield {**row, **chains[places[k]], **took}
+    for k, c2st in score_draws(pairs, num_workers, classifier):
+        row = {**case._asdict(), "classifier": classifier, "observation": k}
+        yield {**row, "c2st": round(c2st, 4), **chains[places[k]], **took}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -206,16 +208,19 @@ def main(arguments: list[str] | None = None) -> None:
     )
     for case in cases:
         missing = missing_observations(
-            args.results, args.observations, **case._asdict()
+            args.results,
+            args.observations,
+            classifier=args.classifier,
+            **case._asdict(),
         )
         if not missing:
             continue
         print(f"{', '.join(map(str, case))}: {len(missing)} observations", flush=True)
         references = {k: load_reference(case.task, k) for k in missing}
-        for row in run_case(case, references, args.num_workers):
+        for row in run_case(case, references, args.classifier, args.num_workers):
             append_row(args.results, row)
             print(f"  {row['observation']:2d}: {row['c2st']:.3f}", flush=True)
-    print_table(read_rows(args.results))
+    print_table(read_rows(args.results, classifier=args.classifier))
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -229,6 +234,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--observations", nargs="+", type=int, default=range(1, NUM_OBSERVATIONS + 1)
     )
+    parser.add_argument("--classifier", choices=CLASSIFIERS, default="compiled")
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS / "sbibm.jsonl")
     return parser.parse_args(arguments)

@@ -6,7 +6,7 @@ import pytest
 
 import sbijax as sj
 from benchmarks import sbibm, sbibm_table
-from benchmarks.common import append_row, read_rows
+from benchmarks.common import CLASSIFIERS, append_row, read_rows, score_draws
 from benchmarks.reference import TASKS, Reference
 
 NUM_DRAWS = 200
@@ -37,6 +37,16 @@ def offline(monkeypatch):
     monkeypatch.setitem(sbibm.METHODS, "npe", make_small)
 
 
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_classifiers_of_the_runner_agree(classifier):
+    rng = np.random.default_rng(0)
+    reference, draws = rng.normal(size=(2, 500, 2)).astype(np.float32)
+    pairs = {1: (reference, draws), 2: (reference, draws + 4.0)}
+    scores = dict(score_draws(pairs, 1, classifier))
+    assert scores[1] == pytest.approx(0.5, abs=0.06)
+    assert scores[2] == pytest.approx(0.995, abs=0.01)  # Phi(4 sqrt(2) / 2) is .998
+
+
 def test_it_runs_what_is_missing_and_no_more(offline, tmp_path, capsys, monkeypatch):
     path = tmp_path / "rows.jsonl"
     options = [*OPTIONS, "--results", str(path)]
@@ -52,6 +62,7 @@ def test_it_runs_what_is_missing_and_no_more(offline, tmp_path, capsys, monkeypa
     rows = read_rows(path)
     assert [row["observation"] for row in rows] == [1, 2]
     assert rows[0] == first
+    assert read_rows(path, observation=2, classifier="sklearn") == []
     capsys.readouterr()
 
     monkeypatch.setattr(sbibm, "run_case", None)  # not called again
@@ -112,7 +123,7 @@ def test_table_takes_the_place_of_the_last_one():
     first, last = sbibm_table._MARKS
     text = f"before\n{first}\n{last}\nafter"
     once = sbibm_table.replace_table(text, "| new |")
-    assert once == f"before\n{first}\n| new |\n{last}\nafter"
+    assert once == f"before\n{first}\n\n| new |\n\n{last}\nafter"
     assert sbibm_table.replace_table(once, "| new |") == once
     with pytest.raises(ValueError, match="once each"):
         sbibm_table.replace_table("no marks", "| new |")
