@@ -8,20 +8,30 @@ residual covariance,
 leave residuals y that are white.  If z and f(x) are jointly Gaussian this is
 all there is to learn, and a density on y that starts as a standard normal
 starts at the posterior.
+
+The penalty of the regression is the one that predicts best under generalised
+cross-validation: that with the smallest log det C / (1 - d / N)^2, for the covariance
+C of the residuals and d degrees of freedom.  The covariance of new residuals is
+larger than that of the fitted ones by as much.
+
+Reference:
+    Golub, Heath, Wahba. Generalized cross-validation as a method for choosing a good
+    ridge parameter, 1979.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sbijax.base import Array
 
 __all__ = ["LinearStats", "fit_linear", "from_residual", "to_residual"]
 
-_RIDGE = 1e-3
-_MIN_ROWS_PER_FEATURE = 10
-_MAX_FEATURES = 64
+_PENALTIES = np.append(np.logspace(-3, 1, 17), np.inf)
+_MAX_SPENT = 0.1  # degrees of freedom per row
+_MAX_FEATURES = 512
 _MIN_VARIANCE = 1e-4
 
 
@@ -44,9 +54,9 @@ class LinearStats(NamedTuple):
 def fit_linear(features: Array, targets: Array, weight: Array) -> LinearStats:
     """Fit targets `[N, D]` on features `[N, F]` by weighted ridge regression.
 
-    With fewer than ten rows per feature, or more than 64 features, the slope is
-    zero and the targets are only centred and whitened: the noise of many pixels
-    enters the residual, and an embedding has to undo it.
+    The penalty is at least as large as it takes to spend one degree of freedom on ten
+    rows: what is fitted to noise enters the residual, and an embedding would have to
+    undo it.  With more than 512 features the targets are only centred and whitened.
 
     Args:
         features: `[N, F]`, of order one.
@@ -66,23 +76,54 @@ def fit_linear(features: Array, targets: Array, weight: Array) -> LinearStats:
     scale = jnp.sqrt(share @ (targets - loc) ** 2)
     scale = jnp.where(scale > 1e-6 * jnp.abs(loc), scale, 1.0)
     z = (targets - loc) / scale
+    num_rows = jnp.maximum(jnp.sum(weight > 0), 1)
     num_features = features.shape[1]
     slope = jnp.zeros((num_features, z.shape[1]), z.dtype)
+    spent = 1.0 / num_rows  # by the mean
     if 0 < num_features <= _MAX_FEATURES:
         f = features - share @ features
-        gram = (share[:, None] * f).T @ f + _RIDGE * jnp.eye(num_features)
-        solved = jax.scipy.linalg.solve(
-            gram, (share[:, None] * f).T @ z, assume_a="pos"
-        )
-        enough = jnp.sum(weight > 0) >= _MIN_ROWS_PER_FEATURE * num_features
-        slope = jnp.where(enough, solved, slope)
+        slope, spent = _best_slope(f, z, share, num_rows)
         z = z - f @ slope
         loc = loc - scale * (share @ features @ slope)
-    covariance = (share[:, None] * z).T @ z
+    covariance = (share[:, None] * z).T @ z / _kept(spent) ** 2
     eye = jnp.eye(z.shape[1], dtype=z.dtype)
     factor = jnp.linalg.cholesky(covariance + _MIN_VARIANCE * eye)
     inverse = jax.scipy.linalg.solve_triangular(factor, eye, lower=True)
     return LinearStats(loc, scale, slope, factor, inverse)
+
+
+def _best_slope(
+    f: Array, z: Array, share: Array, num_rows: Array
+) -> tuple[Array, Array]:
+    """Slope `[F, D]` of the best penalty, and the degrees of freedom per row.
+
+    Everything follows from the moments of the centred `f` and `z`.
+    """
+    weighted = share[:, None] * f
+    square = (share[:, None] * z).T @ z
+    eye = _MIN_VARIANCE * jnp.eye(len(square), dtype=z.dtype)
+    values, vectors = jnp.linalg.eigh(weighted.T @ f)
+    values = jnp.maximum(values, 0.0)
+    cross = vectors.T @ (weighted.T @ z)
+
+    def judge(penalty: Array) -> tuple[Array, Array, Array]:
+        slope = cross / (values + penalty)[:, None]
+        spent = (1.0 + jnp.sum(values / (values + penalty))) / num_rows
+        explained = cross.T @ slope
+        left = square - explained - explained.T + slope.T @ (values[:, None] * slope)
+        _, log_det = jnp.linalg.slogdet(left + eye)
+        score = log_det - 2 * len(square) * jnp.log(_kept(spent))
+        allowed = (spent <= _MAX_SPENT) | jnp.isinf(penalty)
+        return jnp.where(allowed, score, jnp.inf), vectors @ slope, spent
+
+    scores, slopes, spent = jax.vmap(judge)(jnp.asarray(_PENALTIES, z.dtype))
+    best = jnp.argmin(scores)
+    return slopes[best], spent[best]
+
+
+def _kept(spent: Array) -> Array:
+    """Share of the degrees of freedom that is left, one half at least."""
+    return jnp.maximum(1.0 - spent, 0.5)
 
 
 def to_residual(stats: LinearStats, z: Array, features: Array) -> Array:
