@@ -22,7 +22,7 @@ from sbijax.checks import (
     check_network,
     check_record,
 )
-from sbijax.estimators._latent import default_embedding, make_latent
+from sbijax.estimators._latent import make_latent
 from sbijax.losses import DiffusionLoss
 from sbijax.networks import field_resnet, resnet
 from sbijax.networks.linear import to_residual
@@ -49,9 +49,8 @@ def diffusion_posterior(
     check_record(loss, DiffusionLoss, "loss", "Make one with losses.edm().")
     draw_from: FlowSampler = ode() if sampler is None else sampler
     check_flow_sampler(draw_from)
-    if embedding is None:
-        embedding = default_embedding(resnet(64, hidden_size=128, num_blocks=3))
-    latent = make_latent(prior, embedding, standardizer)
+    of_entries = resnet(64, hidden_size=128, num_blocks=3)
+    latent = make_latent(prior, embedding, standardizer, of_entries=of_entries)
 
     def init_model(key: Array, y: Array, context: Array) -> PyTree:
         return field.init(key, y, y[0], context)

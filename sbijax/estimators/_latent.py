@@ -42,6 +42,7 @@ from sbijax.estimators._data import (
     observed_range,
     split_example,
 )
+from sbijax.estimators._relevance import fit_relevance, weigh, with_scales
 from sbijax.networks import deep_set, robust
 from sbijax.networks.linear import fit_linear, from_residual, to_residual
 
@@ -68,7 +69,11 @@ class Latent(NamedTuple):
 
 
 def make_latent(
-    prior: Prior, embedding: Network, standardizer: Standardizer | None
+    prior: Prior,
+    embedding: Network | None,
+    standardizer: Standardizer | None,
+    *,
+    of_entries: Network,
 ) -> Latent:
     """Check the parts that amortized posteriors have in common, and put in defaults.
 
@@ -77,11 +82,15 @@ def make_latent(
         embedding: network from one standardised x (its pytree) to a context
             vector `[H]`.
         standardizer: applied to x before the embedding, by default `robust()`.
+        of_entries: the embedding by default, of the joined entries of x, each scaled
+            by its relevance; for `Trials` it is a `deep_set`.
 
     Raises:
         TypeError: an argument is not of its kind.
     """
     standardizer = robust() if standardizer is None else standardizer
+    weighs = embedding is None
+    embedding = default_embedding(of_entries) if embedding is None else embedding
     check_record(prior, Prior, "prior", "Make one with make_prior.")
     check_network(embedding, "embedding")
     check_record(
@@ -91,6 +100,11 @@ def make_latent(
         "Make one with networks.robust() or zscore().",
     )
 
+    def read(stats_x: PyTree, x: PyTree) -> PyTree:
+        """What the embedding and the regression get of one x."""
+        value = standardizer.forward(stats_x["scale"], x)
+        return weigh(value, stats_x["relevance"]) if weighs else value
+
     def init(init_model: Callable[[Array, Array, Array], PyTree]) -> InitFn:
         def init_fn(key: Array, sims: Simulations) -> Params:
             embedding_key, model_key = jax.random.split(key)
@@ -98,14 +112,18 @@ def make_latent(
             theta, x, weight = sims
             z = jax.vmap(prior.to_vector)(theta)
             scale = standardizer.fit(x, weight)
-            values = jax.vmap(partial(standardizer.forward, scale))(x)
+            stats_x = {"scale": scale, "range": observed_range(x)}
+            if weighs:
+                values = jax.vmap(partial(standardizer.forward, scale))(x)
+                stats_x["relevance"] = fit_relevance(values, x, z, weight)
+            values = jax.vmap(partial(read, stats_x))(x)
             stats = Stats(
                 example=example,
                 theta=fit_linear(jax.vmap(features_of)(values), z, weight),
-                x={"scale": scale, "range": observed_range(x)},
+                x=stats_x,
                 num_outside=count_invalid_theta(prior, sims),
             )
-            value = standardizer.forward(scale, example.x)
+            value = read(stats_x, example.x)
             embedding_net = embedding.init(embedding_key, value)
             context = embedding.apply(embedding_net, value)
             if jnp.ndim(context) != 1:
@@ -122,7 +140,7 @@ def make_latent(
         return init_fn
 
     def see(params: Params, x: PyTree) -> tuple[Array, Array]:
-        value = standardizer.forward(params.stats.x["scale"], x)
+        value = read(params.stats.x, x)
         features = features_of(value)
         context = embedding.apply(params.net["embedding"], value)
         return context.astype(features.dtype), features
@@ -186,7 +204,7 @@ def make_latent(
 
 def default_embedding(of_entries: Network) -> Network:
     """The network given, but of `Trials` a `deep_set`, which knows no order."""
-    of_rows = deep_set(32)
+    of_rows, of_entries = deep_set(32), with_scales(of_entries)
 
     def choose(x: PyTree) -> Network:
         if is_trials(x):

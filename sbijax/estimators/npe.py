@@ -26,7 +26,7 @@ from sbijax.base import (
 from sbijax.checks import check_record
 from sbijax.data import count_invalid
 from sbijax.densities import nsf_autoregressive
-from sbijax.estimators._latent import default_embedding, make_latent
+from sbijax.estimators._latent import make_latent
 from sbijax.losses import negative_log_density
 from sbijax.networks import resnet
 
@@ -47,8 +47,8 @@ def make_npe(
         density: conditional density on R^D, by default `nsf_autoregressive()`.
         embedding: network from one standardised x (its pytree) to a context
             vector `[H]`, trained together with the density; by default a
-            residual network on the joined leaves of x, for `Trials` a
-            `networks.deep_set`; `H = 32`.
+            residual network on the joined entries of x, each scaled by how much it
+            has to do with theta, and for `Trials` a `networks.deep_set`; `H = 32`.
         standardizer: applied to x before the embedding, by default `robust()`.
 
     Returns:
@@ -78,10 +78,8 @@ def make_npe(
     """
     density = nsf_autoregressive() if density is None else density
     check_record(density, Density, "density", "Make one with densities.nsf() or maf().")
-    if embedding is None:
-        of_entries = resnet(32, hidden_size=128, num_blocks=3, activation=jax.nn.relu)
-        embedding = default_embedding(of_entries)
-    latent = make_latent(prior, embedding, standardizer)
+    of_entries = resnet(32, hidden_size=128, num_blocks=3, activation=jax.nn.relu)
+    latent = make_latent(prior, embedding, standardizer, of_entries=of_entries)
 
     def draw(
         net: PyTree, key: Array, context: Array, *, shape: tuple[int, int]

@@ -39,6 +39,7 @@ from sbijax.estimators._data import (
     split_example,
 )
 from sbijax.estimators._latent import default_embedding
+from sbijax.estimators._relevance import fit_relevance, weigh
 from sbijax.estimators._unnormalised import unnormalised_posterior
 from sbijax.losses import RatioLoss, nre_b
 from sbijax.networks import flatten as join
@@ -70,7 +71,8 @@ def make_nre(
             standardised theta (its pytree) to a vector; by default they are
             joined.
         embedding_x: network from one standardised x (its pytree) to a vector;
-            by default the leaves are joined.
+            by default the leaves are joined, each entry scaled by how much it has to
+            do with theta.
         standardizer: applied to x before the embedding, by default `robust()`.
         sampler: draws from the posterior, by default `tempered_smc()`.
 
@@ -101,6 +103,7 @@ def make_nre(
     if classifier is None:
         classifier = resnet(1, hidden_size=64, num_blocks=2, zero_output=True)
     embedding_theta = join() if embedding_theta is None else embedding_theta
+    weighs = embedding_x is None
     embedding_x = default_embedding(join()) if embedding_x is None else embedding_x
     standardizer = robust() if standardizer is None else standardizer
     check_record(prior, Prior, "prior", "Make one with make_prior.")
@@ -115,24 +118,33 @@ def make_nre(
     )
     theta_scale = robust()
 
+    def read(stats_x: PyTree, x: PyTree) -> PyTree:
+        """What the embedding and the regression get of one x."""
+        value = standardizer.forward(stats_x["scale"], x)
+        return weigh(value, stats_x["relevance"]) if weighs else value
+
     def init_fn(key: Array, sims: Simulations) -> Params:
         theta_key, x_key, classifier_key = jax.random.split(key, 3)
         example, sims = split_example(sims)
         theta, x, weight = sims
         z = jax.vmap(prior.to_vector)(theta)
         scale = standardizer.fit(x, weight)
-        values = jax.vmap(partial(standardizer.forward, scale))(x)
+        stats_x = {"scale": scale, "range": observed_range(x)}
+        if weighs:
+            values = jax.vmap(partial(standardizer.forward, scale))(x)
+            stats_x["relevance"] = fit_relevance(values, x, z, weight)
+        values = jax.vmap(partial(read, stats_x))(x)
         stats = Stats(
             example=example,
             theta={
                 "scale": theta_scale.fit(theta, weight),
                 "linear": fit_linear(jax.vmap(features_of)(values), z, weight),
             },
-            x={"scale": scale, "range": observed_range(x)},
+            x=stats_x,
             num_outside=count_invalid_theta(prior, sims),
         )
         inputs = see_theta(stats, example.theta, z[0])
-        value = standardizer.forward(scale, example.x)
+        value = read(stats_x, example.x)
         net = {
             "theta": embedding_theta.init(theta_key, *inputs),
             "x": embedding_x.init(x_key, value),
@@ -163,7 +175,7 @@ def make_nre(
 
     def embed_x(params: Params, x: PyTree) -> tuple[PyTree, Array]:
         """Embedding, and features of the regression."""
-        value = standardizer.forward(params.stats.x["scale"], x)
+        value = read(params.stats.x, x)
         return embedding_x.apply(params.net["x"], value), features_of(value)
 
     def logit(params: Params, of_theta: tuple, of_x: tuple) -> Array:
