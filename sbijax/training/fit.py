@@ -16,6 +16,7 @@ from sbijax.base import Array, Estimator, Params, Simulations
 from sbijax.checks import check_key
 from sbijax.training.records import TrainConfig, TrainInfo, TrainState, is_done
 from sbijax.training.steps import (
+    default_weight_decay,
     end_epoch,
     optimizer_of,
     train_on_fresh,
@@ -32,9 +33,11 @@ def fit(
     *,
     config: TrainConfig = TrainConfig(),
     learning_rate: float | Array = 5e-3,
-    weight_decay: float | Array = 0.2,
+    weight_decay: float | Array | None = None,
 ) -> tuple[Params, TrainInfo]:
     """Train an estimator: pure, so that it may be jitted, vmapped and scanned."""
+    if weight_decay is None:
+        weight_decay = default_weight_decay(sims.weight.shape[0])
     state = init_state(
         key,
         sims,
@@ -128,7 +131,6 @@ def start_state(
         mean_weight=mean_weight,
         learning_rate=jnp.asarray(learning_rate, losses.dtype),
         weight_decay=jnp.asarray(weight_decay, losses.dtype),
-        decay=jnp.ones((), losses.dtype),
         num_decays=zero,
         epoch=zero,
         step=zero,

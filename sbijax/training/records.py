@@ -16,16 +16,16 @@ class TrainConfig(NamedTuple):
     `batch_size` None stands for N / 100 within 50 and 500: small data learn
     best from noisy steps.  `optimizer` replaces the default (clipping, Adam,
     decoupled weight decay) together with its learning rate; `patience` epochs
-    without a better validation loss lower the learning rate and the weight decay,
-    and after `num_decays` of them training stops.  With a `source` the batches are
-    fresh simulations, and the data at hand serve for validation.
+    without a better validation loss lower the weight decay, then the learning rate
+    as well, and after `num_decays` of them training stops.  With a `source` the
+    batches are fresh simulations, and the data at hand serve for validation.
     """
 
     batch_size: int | None = None
     max_epochs: int = 1000
     validation_fraction: float = 0.1
     patience: int = 10
-    num_decays: int = 2
+    num_decays: int = 3
     optimizer: optax.GradientTransformation | None = None
     source: "Source | None" = None
 
@@ -57,7 +57,6 @@ class TrainState(NamedTuple):
     mean_weight: Array
     learning_rate: Array
     weight_decay: Array
-    decay: Array
     num_decays: Array
     epoch: Array
     step: Array

@@ -33,6 +33,7 @@ from sbijax.training.reading import (
 from sbijax.training.records import TrainConfig, TrainInfo, TrainState, is_done
 from sbijax.training.reports import report_outside, report_run, report_weights
 from sbijax.training.settings import check_rates, make_config
+from sbijax.training.steps import default_weight_decay
 from sbijax.training.stream import (
     open_stream,
     read_sample,
@@ -52,13 +53,13 @@ def train(
     sims: Simulations | LazySimulations,
     *,
     learning_rate: float | Array = 5e-3,
-    weight_decay: float | Array = 0.2,
+    weight_decay: float | Array | None = None,
     batch_size: int | None = None,
     buffer_size: int | None = None,
     max_epochs: int = 1000,
     validation_fraction: float = 0.1,
     patience: int = 10,
-    num_decays: int = 2,
+    num_decays: int = 3,
     optimizer: optax.GradientTransformation | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -68,9 +69,10 @@ def train(
     Adam with decoupled weight decay, gradient clipping and a linear warm-up
     minimises the estimator's loss; the validation loss of the running average
     of the parameters decides.  After `patience` epochs without a better one the
-    learning rate and the weight decay fall and training goes on from the best
-    parameters; after `num_decays` falls it stops.  Under `jax.vmap` or `jax.jit`
-    this is the pure function `fit`, without progress, checkpoints or warnings.
+    weight decay falls, the next times the learning rate as well, and training goes
+    on from the best parameters; after `num_decays` falls it stops.  Under `jax.vmap`
+    or `jax.jit` this is the pure function `fit`, without progress, checkpoints or
+    warnings.
 
     Simulations larger than memory are read from where they are, such as the folder
     of `open_simulations`.  Those that fit into `buffer_size` rows are trained on as
@@ -86,7 +88,8 @@ def train(
         sims: `Simulations`, or `LazySimulations` such as those of
             `open_simulations`; rows with non-finite entries get weight 0.
         learning_rate: of Adam; may be traced.
-        weight_decay: decoupled decay of weight matrices; may be traced.
+        weight_decay: decoupled decay of weight matrices to begin with, by default
+            (3,000 / N)^.35 and at most 2; may be traced.
         batch_size: rows per step, by default N / 100 within 50 and 500; more
             than there are is fine.
         buffer_size: rows that are read at a time from `LazySimulations`, by default
@@ -95,8 +98,9 @@ def train(
         validation_fraction: share of rows held out, in [0, 1); with 0, or too
             few rows to hold one out, the training loss decides; half a buffer at
             most.
-        patience: epochs without improvement before the learning rate falls.
-        num_decays: falls of the learning rate before training stops.
+        patience: epochs without improvement before the rates fall.
+        num_decays: falls of the rates before training stops.  The first one, to a
+            fifth, is that of the weight decay alone.
         optimizer: any optax optimizer, in place of the default and of
             `learning_rate` and `weight_decay`.
         checkpoint: folder to write the state of the run to; if it holds one
@@ -142,6 +146,8 @@ def train(
         like = read_one(sims)
         buffer_size = buffer_size or automatic_buffer_size(like)
         if len(sims) > buffer_size:
+            if weight_decay is None:
+                weight_decay = default_weight_decay(len(sims))
             return _run_stream(
                 key,
                 estimator,
@@ -156,6 +162,8 @@ def train(
             )
         sims = read_slice(sims, 0, len(sims))
     sims = make_simulations(*cast(Simulations, sims)[:3])
+    if weight_decay is None:
+        weight_decay = default_weight_decay(sims.weight.size)
     return run_training(
         key,
         estimator,

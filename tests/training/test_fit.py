@@ -9,6 +9,7 @@ import pytest
 import sbijax as sj
 from sbijax.training import TrainConfig, fit
 from sbijax.training.fit import init_state, run_epochs
+from sbijax.training.steps import default_weight_decay, rates
 from tests.helpers import linear_data
 
 
@@ -236,6 +237,41 @@ def test_early_stopping_without_any_progress():
     assert int(info.num_epochs) == 1 + 4 * (3 + 1)
     assert int(info.best_epoch) == 0
     assert bool(info.converged)
+
+
+@pytest.mark.parametrize(
+    ("weight_decay", "optimizer", "factors"),
+    [
+        (0.5, None, [(1.0, 1.0), (1.0, 0.2), (0.3, 0.06), (0.09, 0.018)]),
+        (0.0, None, [(1.0, 1.0), (0.3, 0.06), (0.09, 0.018)]),
+        (0.5, optax.sgd(0.1), [(1.0, 1.0), (0.3, 0.06), (0.09, 0.018)]),
+    ],
+)
+def test_weight_decay_falls_before_the_learning_rate(weight_decay, optimizer, factors):
+    config = CONFIG._replace(optimizer=optimizer)
+    sims = linear_data(50, weighted=False)
+    state = init_state(
+        jax.random.key(0), sims, 0.1, weight_decay, estimator=LINEAR, config=config
+    )
+    for falls, expected in enumerate(factors):
+        fallen = state._replace(num_decays=jnp.asarray(falls))
+        np.testing.assert_allclose(rates(fallen, config), expected, rtol=1e-5)
+
+
+def test_small_data_start_with_much_weight_decay():
+    np.testing.assert_allclose(default_weight_decay(3_000), 1.0)
+    sizes = [1, 100, 1_000, 10_000, 100_000]
+    decays = [default_weight_decay(size) for size in sizes]
+    assert decays == sorted(decays, reverse=True)
+    assert decays[0] == 2.0
+    # It is what fit takes.
+    config = CONFIG._replace(max_epochs=2)
+    sims = linear_data(100, weighted=True)
+    chosen, given = (
+        fit(jax.random.key(0), LINEAR, sims, config=config, **settings)[0]
+        for settings in ({}, {"weight_decay": default_weight_decay(100)})
+    )
+    jax.tree.map(np.testing.assert_array_equal, chosen, given)
 
 
 def test_max_epochs_is_a_limit():

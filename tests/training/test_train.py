@@ -14,6 +14,7 @@ import sbijax as sj
 from sbijax import densities, networks
 from sbijax.training import TrainConfig, TrainInfo, fit
 from sbijax.training.reports import report_run
+from sbijax.training.steps import default_weight_decay
 from tests.helpers import assert_same_bits, linear_data
 
 train_module = importlib.import_module("sbijax.training.train")
@@ -109,7 +110,8 @@ def test_every_setting_reaches_the_run(monkeypatch):
     assert seen.value.args == (config, 0.2, 0.3)
     with pytest.raises(Seen) as seen:
         sj.train(jax.random.key(0), LINEAR, linear_data())
-    assert seen.value.args == (TrainConfig(), 5e-3, 0.2)
+    num_rows = linear_data().weight.size
+    assert seen.value.args == (TrainConfig(), 5e-3, default_weight_decay(num_rows))
 
 
 def test_patience_ends_the_run():
@@ -507,7 +509,7 @@ def test_a_loss_that_is_never_finite_is_said():
     broken = estimator_of(lambda params, key, batch: jnp.nan * params.net["bias"])
     first, second = messages_of(estimator=broken, patience=1)
     assert first.startswith("the loss was never finite")
-    assert second.startswith("6 steps had non-finite gradients")
+    assert second.startswith("8 steps had non-finite gradients")
 
 
 def info_of(train, val, *, converged=True, num_skipped=0, max_epochs=10):
