@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from sbijax.base import Array, Network, PyTree
 from sbijax.data import data_nodes, flatten, is_trials
+from sbijax.networks.linear import stride
 
 __all__ = ["fit_relevance", "weigh", "with_scales"]
 
@@ -43,6 +44,9 @@ def fit_relevance(values: PyTree, x: PyTree, z: Array, weight: Array) -> list[Ar
         2008.
         James, Stein. Estimation with quadratic loss, 1961.
     """
+    step = stride(len(weight), max(leaf[0].size for leaf in jax.tree.leaves(values)))
+    data = (values, x, z, weight)
+    values, x, z, weight = jax.tree.map(lambda leaf: leaf[::step], data)
     share = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
     z = _scaled(z, share)
     regressors = jnp.concatenate([z, _scaled(z**2, share)], axis=1)

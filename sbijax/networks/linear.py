@@ -27,11 +27,12 @@ import numpy as np
 
 from sbijax.base import Array
 
-__all__ = ["LinearStats", "fit_linear", "from_residual", "to_residual"]
+__all__ = ["LinearStats", "fit_linear", "from_residual", "stride", "to_residual"]
 
 _PENALTIES = np.append(np.logspace(-3, 1, 17), np.inf)
 _MAX_SPENT = 0.1  # degrees of freedom per row
 _MAX_FEATURES = 512
+_MAX_NUMBERS = 50_000_000
 _MIN_VARIANCE = 1e-4
 
 
@@ -57,6 +58,7 @@ def fit_linear(features: Array, targets: Array, weight: Array) -> LinearStats:
     The penalty is at least as large as it takes to spend one degree of freedom on ten
     rows: what is fitted to noise enters the residual, and an embedding would have to
     undo it.  With more than 512 features the targets are only centred and whitened.
+    Of more than 50 million features in all, every second row is used, or fewer.
 
     Args:
         features: `[N, F]`, of order one.
@@ -71,6 +73,8 @@ def fit_linear(features: Array, targets: Array, weight: Array) -> LinearStats:
         >>> bool(abs(to_residual(stats, jnp.array([4.0]), jnp.array([1.0]))[0]) < 0.5)
         True
     """
+    step = stride(*features.shape)
+    features, targets, weight = (a[::step] for a in (features, targets, weight))
     share = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
     loc = share @ targets
     scale = jnp.sqrt(share @ (targets - loc) ** 2)
@@ -90,6 +94,11 @@ def fit_linear(features: Array, targets: Array, weight: Array) -> LinearStats:
     factor = jnp.linalg.cholesky(covariance + _MIN_VARIANCE * eye)
     inverse = jax.scipy.linalg.solve_triangular(factor, eye, lower=True)
     return LinearStats(loc, scale, slope, factor, inverse)
+
+
+def stride(num_rows: int, num_features: int) -> int:
+    """Step between rows that keeps the copies of a large matrix small."""
+    return max(1, num_rows * num_features // _MAX_NUMBERS)
 
 
 def _best_slope(

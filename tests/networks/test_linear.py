@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sbijax.networks.linear import fit_linear, from_residual, to_residual
+from sbijax.networks import linear
+from sbijax.networks.linear import fit_linear, from_residual, stride, to_residual
 
 RNG = np.random.default_rng(0)
 SLOPE = np.array([[1.0, 0.5], [-2.0, 0.0], [0.3, 1.0]])
@@ -147,3 +148,15 @@ def test_the_penalty_predicts_new_rows():
     assert 1.0 < error < 1.08
     # The residuals of new rows are as large as those of the fit were thought to be.
     np.testing.assert_allclose(np.mean(y**2), 1.0, atol=0.1)
+
+
+def test_large_matrices_are_thinned(monkeypatch):
+    assert stride(1_000_000, 10) == 1
+    assert stride(1_000_000, 512) == 10
+    features, targets = gaussian_data(6_000)
+    whole = fit_linear(features, targets, jnp.ones(6_000))
+    monkeypatch.setattr(linear, "_MAX_NUMBERS", 6_000)
+    thinned = fit_linear(features, targets, jnp.ones(6_000))
+    kept = fit_linear(features[::3], targets[::3], jnp.ones(2_000))
+    jax.tree.map(np.testing.assert_array_equal, thinned, kept)
+    np.testing.assert_allclose(thinned.slope, whole.slope, atol=0.05)
