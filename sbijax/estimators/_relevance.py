@@ -7,9 +7,10 @@ explains a share R^2 that would be p / N by chance alone, with standard deviatio
 
     max(1 - (p + 3 (2 p)^.5) / (N R^2), .03),
 
-so it tends to 1 wherever mean or variance depend on theta, as N grows.  No entry is
-left out, for it may matter in the company of others, like a known error: the scale of
-every entry goes on from its weight as training finds it.
+so it tends to 1 wherever mean or variance depend on theta, as N grows; with too few
+simulations to tell, all weigh the same.  No entry is left out, for it may matter in
+the company of others, like a known error: the scale of every entry goes on from its
+weight as training finds it.
 """
 
 import jax
@@ -27,7 +28,7 @@ _RIDGE = 1e-4
 
 
 def fit_relevance(values: PyTree, x: PyTree, z: Array, weight: Array) -> list[Array]:
-    """Weights of the entries of x, between .03 and 1.
+    """Weights of the entries of x between .03 and 1, that of the most relevant.
 
     Args:
         values: standardised x, leaves `[N, ...]`.
@@ -68,7 +69,9 @@ def fit_relevance(values: PyTree, x: PyTree, z: Array, weight: Array) -> list[Ar
         shrunk = 1.0 - by_chance / jnp.maximum(r2, by_chance)
         return jnp.maximum(shrunk, _LEAST).reshape(leaf.shape[1:])
 
-    return list(map(of_leaf, data_nodes(values), data_nodes(x)))
+    found = list(map(of_leaf, data_nodes(values), data_nodes(x)))
+    largest = jnp.max(jnp.stack([jnp.max(leaf) for leaf in found]))
+    return [leaf / largest for leaf in found]
 
 
 def weigh(value: PyTree, relevance: list[Array]) -> PyTree:
