@@ -34,8 +34,8 @@ def default_batch_size(size: int) -> int:
 
 
 def default_weight_decay(size: int) -> float:
-    """To begin with, for N rows (3,000 / N)^.35, at most 2: few rows need a lot."""
-    return min(2.0, (3_000 / size) ** 0.35)
+    """To begin with, for N rows 25 / N^.5, at most 2: few rows need a lot."""
+    return min(2.0, 25.0 / size**0.5)
 
 
 def rates(state: TrainState, config: TrainConfig) -> tuple[Array, Array]:

@@ -89,7 +89,7 @@ def train(
             `open_simulations`; rows with non-finite entries get weight 0.
         learning_rate: of Adam; may be traced.
         weight_decay: decoupled decay of weight matrices to begin with, by default
-            (3,000 / N)^.35 and at most 2; may be traced.
+            25 / N^.5 and at most 2; may be traced.
         batch_size: rows per step, by default N / 100 within 50 and 500; more
             than there are is fine.
         buffer_size: rows that are read at a time from `LazySimulations`, by default

@@ -259,7 +259,7 @@ def test_weight_decay_falls_before_the_learning_rate(weight_decay, optimizer, fa
 
 
 def test_small_data_start_with_much_weight_decay():
-    np.testing.assert_allclose(default_weight_decay(3_000), 1.0)
+    np.testing.assert_allclose(default_weight_decay(2_500), 0.5)
     sizes = [1, 100, 1_000, 10_000, 100_000]
     decays = [default_weight_decay(size) for size in sizes]
     assert decays == sorted(decays, reverse=True)
