@@ -29,7 +29,7 @@ from sbijax.base import Array
 
 __all__ = ["LinearStats", "fit_linear", "from_residual", "stride", "to_residual"]
 
-_PENALTIES = np.append(np.logspace(-4, 1, 21), np.inf)
+_PENALTIES = np.append(np.logspace(-3, 1, 17), np.inf)
 _MAX_SPENT = 0.1  # degrees of freedom per row
 _MAX_FEATURES = 512
 _MAX_NUMBERS = 50_000_000
