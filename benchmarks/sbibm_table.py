@@ -186,19 +186,18 @@ def draw_figure(rows: list[dict[str, Any]]) -> Figure:
 def main() -> None:
     """Write and print the tables, and write the figure."""
     by_classifier = {
-        title: read_rows(RESULTS / "sbibm.jsonl", classifier=classifier)
-        for classifier, title in _TITLES.items()
+        classifier: read_rows(RESULTS / "sbibm.jsonl", classifier=classifier)
+        for classifier in _TITLES
     }
     text = "\n\n".join(
-        f"{title}:\n\n{make_table(rows)}\n\n{describe_wins(rows)}"
-        for title, rows in by_classifier.items()
+        f"{_TITLES[classifier]}:\n\n{make_table(rows)}\n\n{describe_wins(rows)}"
+        for classifier, rows in by_classifier.items()
     )
     print(text)
     README.write_text(replace_table(README.read_text(), text))
     FIGURES.mkdir(exist_ok=True)
-    draw_figure(by_classifier[_TITLES["compiled"]]).savefig(
-        FIGURES / "sbibm.png", dpi=144
-    )
+    figure = draw_figure(by_classifier["compiled"])
+    figure.savefig(FIGURES / "sbibm.png", dpi=144)
 
 
 if __name__ == "__main__":

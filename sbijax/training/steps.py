@@ -16,6 +16,7 @@ __all__ = [
     "default_weight_decay",
     "end_epoch",
     "optimizer_of",
+    "rates",
     "train_on_fresh",
     "train_on_rows",
 ]
