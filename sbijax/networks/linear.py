@@ -12,7 +12,8 @@ starts at the posterior.
 The penalty of the regression is the one that predicts best under generalised
 cross-validation: that with the smallest log det C / (1 - d / N)^2, for the covariance
 C of the residuals and d degrees of freedom.  The covariance of new residuals is
-larger than that of the fitted ones by as much.
+larger than that of the fitted ones by as much.  Among penalties that predict equally
+well the largest is taken: rounding would choose between them otherwise.
 
 Reference:
     Golub, Heath, Wahba. Generalized cross-validation as a method for choosing a good
@@ -34,6 +35,7 @@ _MAX_SPENT = 0.1  # degrees of freedom per row
 _MAX_FEATURES = 512
 _MAX_NUMBERS = 50_000_000
 _MIN_VARIANCE = 1e-4
+_EQUALLY_WELL = 0.05  # twice the nats over all rows
 
 
 class LinearStats(NamedTuple):
@@ -126,7 +128,8 @@ def _best_slope(
         return jnp.where(allowed, score, jnp.inf), vectors @ slope, spent
 
     scores, slopes, spent = jax.vmap(judge)(jnp.asarray(_PENALTIES, z.dtype))
-    best = jnp.argmin(scores)
+    good = scores <= jnp.min(scores) + _EQUALLY_WELL / num_rows
+    best = len(_PENALTIES) - 1 - jnp.argmax(good[::-1])
     return slopes[best], spent[best]
 
 

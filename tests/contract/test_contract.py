@@ -32,7 +32,8 @@ class Case(NamedTuple):
 
     `outside` holds values of theta with no prior density.  `normalised` tells
     that `log_prob` is a normalised density, `random_loss` that the loss depends
-    on its key.
+    on its key.  `draws_off` is by how much moments of the draws, of order one, may
+    differ from those of the density.
     """
 
     prior: sj.Prior
@@ -42,6 +43,7 @@ class Case(NamedTuple):
     outside: tuple[Any, ...]
     normalised: bool = True
     random_loss: bool = False
+    draws_off: float = 1e-6
 
 
 def small_mlp(num_outputs):
@@ -182,7 +184,11 @@ def fmpe_default():
 
 
 def npse_simplex():
-    """Reversed noise that preserves the variance, counts as data."""
+    """Reversed noise that preserves the variance, counts as data.
+
+    The noise leads to the density of the flow only where the field is that of some
+    distribution, and in many steps.
+    """
     case = npe_mixture()
     npse = sj.make_npse(
         case.prior,
@@ -191,7 +197,7 @@ def npse_simplex():
         embedding=networks.flatten(),
         sampler=samplers.sde(num_steps=30),
     )
-    return case._replace(estimator=npse, random_loss=True)
+    return case._replace(estimator=npse, random_loss=True, draws_off=0.02)
 
 
 def npse_dependent():
@@ -672,7 +678,7 @@ def test_density_is_normalised_and_draws_follow_it(member):
         p_part = from_prior[1][:, None] * from_prior[0] ** power
         q_part = (from_q[1][:, None] - 2.0) * from_q[0] ** power
         difference, error = mean_and_error(p_part, q_part)
-        assert np.all(np.abs(difference) < 5 * error + 1e-6)
+        assert np.all(np.abs(difference) < 5 * error + case.draws_off)
 
 
 def test_x_changes_the_answer(member):
