@@ -25,7 +25,8 @@ demo: $(INSTALLED) ## lynx and hare: simulate, train, infer, check; writes resul
 # One thread per worker for BLAS: the workers fill the cores already.
 test: lint ## lint, then all tests
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
-	  $(RUN) -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+	  $(RUN) -m pytest --numprocesses $(WORKERS) --dist worksteal \
+	  --durations 80 $(ARGS)
 
 lint: $(INSTALLED) ## style, formatting and types
 	@$(RUN) -m ruff check --quiet .

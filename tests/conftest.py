@@ -1,11 +1,28 @@
 """What every test shares: a headless backend for figures, and key-reuse checks."""
 
 import os
+import tempfile
 
 import jax
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def pytest_configure(config):
+    """Let the workers share what they compile, for as long as the tests run.
+
+    Most of the time goes into compiling, and much of it is the same in many tests.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="sbijax-tests-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+    jax.config.update(
+        "jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"]
+    )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
 
 # A key that is consumed twice is an error in every test.
 jax.config.update("jax_debug_key_reuse", True)
