@@ -12,7 +12,7 @@ RUN := .venv/bin/python
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench bench-table clean
+.PHONY: help install demo test lint format bench bench-peers bench-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -56,6 +56,10 @@ else
 	@echo "Left out: the comparison with sbi. It needs PEER_PYTHON=path/to/python,"
 	@echo "an interpreter that has sbi installed."
 endif
+
+bench-peers: $(INSTALLED) ## the other packages beside ours, each installed apart
+	@$(RUN) -m benchmarks.reference
+	@$(RUN) -m benchmarks.peers --methods npe nle nre fmpe --seeds $(SEEDS)
 
 bench-table: $(INSTALLED) ## render the table and the figure of accuracy
 	@$(RUN) -m benchmarks.sbibm_table

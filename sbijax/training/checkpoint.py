@@ -15,7 +15,7 @@ from sbijax.checks import describe
 
 __all__ = ["Checkpoint", "fingerprint", "open_checkpoint"]
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Checkpoint:
@@ -119,21 +119,22 @@ def fingerprint(
     last bit; the loss it has on a few rows tells activations and priors apart
     that start from equal weights.
     """
+    net = state.net.tree()
     shapes = [
         f"{jax.tree_util.keystr(path)} {describe(leaf)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state._replace(net=net))
     ]
     few = jax.tree.map(lambda leaf: leaf[:64], sims)
     assert estimator.loss is not None  # train refuses training-free methods
     # Output layers that start at zero hide the layers before them.
-    net = jax.tree.map(lambda p: p + 0.1, state.net)
-    loss = jax.jit(estimator.loss)(Params(net, state.stats), jax.random.key(0), few)
+    moved = Params(jax.tree.map(lambda p: p + 0.1, net), state.stats)
+    loss = jax.jit(estimator.loss)(moved, jax.random.key(0), few)
     functions = ("optimizer", "source")
     settings = {k: v for k, v in config._asdict().items() if k not in functions}
     update = None
     if config.optimizer is not None:
-        ones = jax.tree.map(jnp.ones_like, state.net)
-        update = _digest(config.optimizer.update(ones, state.opt_state, state.net)[0])
+        ones = jax.tree.map(jnp.ones_like, net)
+        update = _digest(config.optimizer.update(ones, state.opt_state, net)[0])
     source = None
     if config.source is not None:
         few = config.source.simulate(jax.random.key(0), 4)

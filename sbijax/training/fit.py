@@ -14,11 +14,12 @@ import jax.numpy as jnp
 
 from sbijax.base import Array, Estimator, Params, Simulations
 from sbijax.checks import check_key
+from sbijax.training.flat import flatten
 from sbijax.training.records import TrainConfig, TrainInfo, TrainState, is_done
 from sbijax.training.steps import (
     default_weight_decay,
     end_epoch,
-    optimizer_of,
+    start_optimizer,
     train_on_fresh,
     train_on_rows,
 )
@@ -63,7 +64,7 @@ def result(state: TrainState, config: TrainConfig) -> tuple[Params, TrainInfo]:
         converged=is_done(state, config),
         num_skipped=state.num_skipped,
     )
-    return Params(state.best_net, state.stats), info
+    return Params(state.best_net.tree(), state.stats), info
 
 
 @partial(jax.jit, static_argnames=("estimator", "config"))
@@ -117,14 +118,15 @@ def start_state(
     `rows[:num_train]` of the simulations at hand are to be trained on, and
     `rows[num_train:num_valid]` are held out for validation.
     """
+    net = flatten(params.net)
     zero = jnp.zeros((), num_valid.dtype)
     losses = jnp.full(config.max_epochs, jnp.nan, mean_weight.dtype)
     return TrainState(
         key=key,
         stats=params.stats,
-        net=params.net,
-        average=params.net,
-        opt_state=optimizer_of(config).init(params.net),
+        net=net,
+        average=net,
+        opt_state=start_optimizer(net, config),
         rows=rows,
         num_train=num_train,
         num_valid=num_valid,
@@ -135,7 +137,7 @@ def start_state(
         epoch=zero,
         step=zero,
         stalled=zero,
-        best_net=params.net,
+        best_net=net,
         best_loss=jnp.full((), jnp.inf, losses.dtype),
         best_epoch=zero,
         num_skipped=zero,

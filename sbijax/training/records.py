@@ -6,6 +6,7 @@ from typing import NamedTuple
 import optax
 
 from sbijax.base import Array, Prior, PyTree, Simulations
+from sbijax.training.flat import Flat
 
 __all__ = ["Source", "TrainConfig", "TrainInfo", "TrainState", "is_done"]
 
@@ -48,8 +49,8 @@ class TrainState(NamedTuple):
 
     key: Array
     stats: PyTree
-    net: PyTree
-    average: PyTree
+    net: Flat
+    average: Flat
     opt_state: PyTree
     rows: Array
     num_train: Array
@@ -61,7 +62,7 @@ class TrainState(NamedTuple):
     epoch: Array
     step: Array
     stalled: Array
-    best_net: PyTree
+    best_net: Flat
     best_loss: Array
     best_epoch: Array
     num_skipped: Array

@@ -1,13 +1,14 @@
 """What happens in an epoch: optimizer steps, validation, and what follows from it."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from sbijax.base import Array, Estimator, Params, PyTree, Simulations
+from sbijax.training.flat import Flat, flatten
 from sbijax.training.records import TrainConfig, TrainState
 
 __all__ = [
@@ -15,8 +16,8 @@ __all__ = [
     "default_batch_size",
     "default_weight_decay",
     "end_epoch",
-    "optimizer_of",
     "rates",
+    "start_optimizer",
     "train_on_fresh",
     "train_on_rows",
 ]
@@ -27,6 +28,20 @@ DECAY_FACTOR = 0.3
 RELAXATION = 0.2
 AVERAGE_DECAY = 0.99
 EVALUATION_BATCH = 2_000
+
+MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8  # of Adam
+
+
+class Adam(NamedTuple):
+    """State of the default optimizer: steps taken, moving averages of the gradient.
+
+    Reference:
+        Kingma, Ba. Adam: a method for stochastic optimization, 2015.
+    """
+
+    num_steps: Array
+    mean: Flat
+    square: Flat
 
 
 def default_batch_size(size: int) -> int:
@@ -125,38 +140,75 @@ def _update(
         assert estimator.loss is not None
         return share * estimator.loss(Params(net, state.stats), key, batch)
 
-    loss, grads = jax.value_and_grad(loss_of)(state.net)
-    updates, opt_state = optimizer_of(config).update(grads, state.opt_state, state.net)
-    rate, shrinkage = rates(state, config)
-    if config.optimizer is None:
-        warmup = jnp.minimum(1.0, (state.step + 1) / WARMUP_STEPS)
-        rate = rate * warmup * state.learning_rate
-        shrinkage = shrinkage * state.weight_decay
-        updates = jax.tree.map(
-            lambda u, p, decays: -u - shrinkage * decays * p,
-            updates,
-            state.net,
-            decay_mask(state.net),
-        )
-    net = jax.tree.map(lambda p, u: (p + rate * u).astype(p.dtype), state.net, updates)
+    # The gradient of the parts: that of the vector would be a sum of padded parts.
+    loss, parts = jax.value_and_grad(loss_of)(state.net.tree())
+    grads = flatten(parts)
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+    advance = _advance_by_default if config.optimizer is None else _advance_by
+    net, opt_state = advance(state, grads, norm, finite, config)
     memory = jnp.minimum(AVERAGE_DECAY, (1.0 + state.step) / (10.0 + state.step))
-    average = jax.tree.map(
-        lambda a, p: (memory * a + (1.0 - memory) * p).astype(a.dtype),
-        state.average,
-        net,
-    )
-    finite = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(loss)
-    new = (net, average, opt_state)
-    old = (state.net, state.average, state.opt_state)
-    net, average, opt_state = jax.tree.map(partial(jnp.where, finite), new, old)
     state = state._replace(
         net=net,
-        average=average,
+        average=_blend(state.average, net, finite * (1.0 - memory)),
         opt_state=opt_state,
         step=state.step + 1,
         num_skipped=state.num_skipped + ~finite,
     )
     return state, loss
+
+
+def _advance_by(
+    state: TrainState, grads: Flat, norm: Array, finite: Array, config: TrainConfig
+) -> tuple[Flat, PyTree]:
+    """A step of the optimizer of the settings, which may treat leaves differently."""
+    assert config.optimizer is not None
+    updates, opt_state = config.optimizer.update(
+        grads.tree(), state.opt_state, state.net.tree()
+    )
+    rate, _ = rates(state, config)
+    net = jax.tree.map(lambda p, u: p + rate * u, state.net, flatten(updates))
+    return jax.tree.map(
+        partial(jnp.where, finite), (net, opt_state), (state.net, state.opt_state)
+    )
+
+
+def _advance_by_default(
+    state: TrainState, grads: Flat, norm: Array, finite: Array, config: TrainConfig
+) -> tuple[Flat, PyTree]:
+    """A step of Adam on clipped gradients, with decoupled weight decay.
+
+    Every vector is read and written once: a step that is not finite moves it by zero.
+    """
+    adam: Adam = state.opt_state
+    clip = jnp.minimum(1.0, CLIP_NORM / jnp.maximum(norm, CLIP_NORM))
+    grads = jax.tree.map(lambda g: jnp.where(finite, clip * g, 0.0), grads)
+    square = jax.tree.map(jnp.square, grads)
+    moments = (
+        _blend(adam.mean, grads, finite * (1.0 - MEAN_DECAY)),
+        _blend(adam.square, square, finite * (1.0 - SQUARE_DECAY)),
+    )
+    # Without it they would be computed again for the parameters, from copies.
+    mean, square = jax.lax.optimization_barrier(moments)
+    num_steps = adam.num_steps + finite
+    rate, shrinkage = rates(state, config)
+    warmup = jnp.minimum(1.0, (state.step + 1) / WARMUP_STEPS)
+    rate = finite * rate * warmup * state.learning_rate
+    shrinkage = shrinkage * state.weight_decay
+    of_mean = 1.0 - MEAN_DECAY**num_steps
+    of_square = 1.0 - SQUARE_DECAY**num_steps
+
+    def move(p: Array, m: Array, v: Array, decays: Array) -> Array:
+        step = (m / of_mean) / (jnp.sqrt(v / of_square) + EPSILON)
+        return p - rate * (step + shrinkage * decays * p)
+
+    decays = decay_mask(state.net.tree())
+    net = jax.tree.map(move, state.net, mean, square, decays)
+    return jax.lax.optimization_barrier(net), Adam(num_steps, mean, square)
+
+
+def _blend(old: Flat, new: Flat, share: Array) -> Flat:
+    return jax.tree.map(lambda a, b: (a + share * (b - a)).astype(a.dtype), old, new)
 
 
 def end_epoch(
@@ -180,7 +232,7 @@ def _validation_loss(
     """Loss of the averaged parameters on the validation rows, same key every time."""
     size = state.rows.shape[0]
     batch_size = min(EVALUATION_BATCH, capacity)
-    params = Params(state.average, state.stats)
+    params = Params(state.average.tree(), state.stats)
 
     def chunk(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         total, weight = carry
@@ -224,27 +276,30 @@ def _judge(
     )
 
 
-def optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
-    """The optimizer of the settings, or the default one."""
+def start_optimizer(net: Flat, config: TrainConfig) -> PyTree:
+    """The first state of the optimizer of the settings, or of the default one."""
     if config.optimizer is not None:
-        return config.optimizer
-    return optax.chain(optax.clip_by_global_norm(CLIP_NORM), optax.scale_by_adam())
+        return config.optimizer.init(net.tree())
+    zeros = jax.tree.map(jnp.zeros_like, net)
+    return Adam(jnp.zeros((), int), zeros, zeros)
 
 
-def decay_mask(net: PyTree) -> PyTree:
-    """Which leaves weight decay is for: weights, not biases, stacked ones included.
+def decay_mask(net: PyTree) -> Flat:
+    """One for weights, stacked ones included, which decay; zero for biases.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from sbijax.training.steps import decay_mask
-        >>> decay_mask({"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros((2, 3))})
-        {'bias': False, 'kernel': True}
+        >>> net = {"bias": jnp.zeros((2, 1)), "kernel": jnp.zeros((2, 3))}
+        >>> decay_mask(net).vector.tolist()
+        [0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
 
-    def decays(path: tuple[Any, ...], leaf: Array) -> bool:
-        return leaf.ndim > 1 and "bias" not in jax.tree_util.keystr(path[-1:])
+    def decays(path: tuple[Any, ...], leaf: Array) -> Array:
+        is_weight = leaf.ndim > 1 and "bias" not in jax.tree_util.keystr(path[-1:])
+        return jnp.full(leaf.shape, is_weight, leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(decays, net)
+    return flatten(jax.tree_util.tree_map_with_path(decays, net))
 
 
 def _take(sims: Simulations, rows: Array) -> Simulations:

@@ -60,7 +60,7 @@ def uses_of_rows(weight, *, batch_size, validation_fraction, num_epochs=3):
         jax.random.key(0), sims, 1e-3, 0.0, estimator=counter, config=config
     )
     state = run_epochs(state, sims, num_epochs, estimator=counter, config=config)
-    return state, np.asarray(state.net["uses"])
+    return state, np.asarray(state.net.tree()["uses"])
 
 
 @pytest.mark.parametrize("validation_fraction", [0.0, 0.25])
@@ -312,9 +312,9 @@ def test_weight_decay_is_for_weights_only():
     state = run_epochs(state, sims, 5, estimator=idle, config=config)
     # The learning rate warms up over 100 steps.
     factor = np.prod(1.0 - 0.5 * 0.1 * np.arange(1, 26) / 100)
-    np.testing.assert_allclose(state.net["kernel"], factor, rtol=1e-4)
-    assert np.all(state.net["bias"] == 1.0)
-    assert np.all(state.net["scale"] == 1.0)
+    np.testing.assert_allclose(state.net.tree()["kernel"], factor, rtol=1e-4)
+    assert np.all(state.net.tree()["bias"] == 1.0)
+    assert np.all(state.net.tree()["scale"] == 1.0)
 
 
 def test_steps_with_non_finite_gradients_are_skipped_and_counted():

@@ -158,7 +158,7 @@ def uses_of_rows(x, buffer_size, num_epochs=3, validation_fraction=0.1):
     epochs, opened, _, _ = open_run(Lazy(raw), counter, buffer_size, config)
     *_, state = epochs()
     assert int(state.epoch) == num_epochs
-    return np.asarray(state.net["uses"]), opened.plan, state
+    return np.asarray(state.net.tree()["uses"]), opened.plan, state
 
 
 def test_every_other_row_is_used_exactly_once_an_epoch():
