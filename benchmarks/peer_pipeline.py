@@ -31,7 +31,7 @@ __all__ = ["main"]
 NUM_DRAWS = 10_000
 NUM_BATCH = (1_000, 1_000)  # observations, draws for each
 NUM_SBC = (200, 500)  # replicates, draws for each
-MAX_SECONDS = 120  # for a batch, where draws outside the prior are thrown away
+MAX_SECONDS = 60  # for a batch, where draws outside the prior are thrown away
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -45,7 +45,7 @@ class Pipeline(NamedTuple):
     raise TimeoutError.
     """
 
-    package: str
+    version: str
     train: Callable[[], Any]
     draw: Callable[[Any, np.ndarray, int], np.ndarray]
     loss: Callable[[Any, np.ndarray, np.ndarray], np.ndarray] | None
@@ -303,7 +303,7 @@ PACKAGES = {
 
 def run(pipeline: Pipeline, data: Arrays) -> tuple[dict[str, Any], np.ndarray]:
     """Seconds of each part, the held-out loss, and the draws."""
-    result: dict[str, Any] = {"package": pipeline.package}
+    result: dict[str, Any] = {"version": pipeline.version}
     trained, result["train_seconds"], result["train_cpu_seconds"] = _timed(
         pipeline.train
     )

@@ -399,7 +399,7 @@ def test_a_checkpoint_of_a_later_format(short_run, tmp_path):
         if '"format"' in p.read_text(errors="ignore")
     ]
     text = identity.read_text()
-    assert '"format":1' in text.replace(" ", "")
-    identity.write_text(text.replace(" ", "").replace('"format":1', '"format":2'))
-    with pytest.raises(ValueError, match="has format 2, this version reads 1"):
+    assert '"format":2' in text.replace(" ", "")
+    identity.write_text(text.replace(" ", "").replace('"format":2', '"format":3'))
+    with pytest.raises(ValueError, match="has format 3, this version reads 2"):
         run(folder, max_epochs=2)
