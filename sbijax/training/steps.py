@@ -195,8 +195,9 @@ def _advance_by_default(
     warmup = jnp.minimum(1.0, (state.step + 1) / WARMUP_STEPS)
     rate = finite * rate * warmup * state.learning_rate
     shrinkage = shrinkage * state.weight_decay
-    of_mean = 1.0 - MEAN_DECAY**num_steps
-    of_square = 1.0 - SQUARE_DECAY**num_steps
+    num_seen = jnp.maximum(num_steps, 1)
+    of_mean = 1.0 - MEAN_DECAY**num_seen
+    of_square = 1.0 - SQUARE_DECAY**num_seen
 
     def move(p: Array, m: Array, v: Array, decays: Array) -> Array:
         step = (m / of_mean) / (jnp.sqrt(v / of_square) + EPSILON)

@@ -317,6 +317,43 @@ def test_weight_decay_is_for_weights_only():
     assert np.all(state.net.tree()["scale"] == 1.0)
 
 
+def test_the_default_optimizer_is_clipped_adam_with_decoupled_decay():
+    sims = linear_data(64, weighted=False)
+    sims = sims._replace(theta=100.0 * sims.theta)  # gradients that are clipped
+    estimator = estimator_of(ZEROS, squared_error)
+    config = TrainConfig(max_epochs=6, batch_size=64, validation_fraction=0.0)
+    state = init_state(
+        jax.random.key(0), sims, 0.1, 0.5, estimator=estimator, config=config
+    )
+    net, start = state.net.tree(), state.net.tree()
+    state = run_epochs(state, sims, 6, estimator=estimator, config=config)
+
+    adam = optax.chain(optax.clip_by_global_norm(5.0), optax.scale_by_adam())
+    memory = adam.init(net)
+    for i in range(6):
+        grads = jax.grad(lambda n: squared_error(sj.Params(n, None), None, sims))(net)
+        updates, memory = adam.update(grads, memory)
+        rate = 0.1 * (i + 1) / 100
+        net = jax.tree.map(lambda p, u, rate=rate: p - rate * u, net, updates)
+    assert optax.tree.norm(grads) > 5.0
+    for name, value in net.items():
+        np.testing.assert_allclose(state.net.tree()[name], value, rtol=1e-3)
+        assert np.all(value != start[name])
+
+
+def test_a_first_step_that_is_not_finite_changes_nothing():
+    sims = linear_data(64, weighted=False)
+    estimator = estimator_of(ZEROS, lambda *args: jnp.nan * squared_error(*args))
+    state = init_state(
+        jax.random.key(0), sims, 0.1, 0.5, estimator=estimator, config=CONFIG
+    )
+    start = state.net.vector
+    state = run_epochs(state, sims, 1, estimator=estimator, config=CONFIG)
+    assert state.num_skipped == state.step > 0
+    np.testing.assert_array_equal(state.net.vector, start)
+    np.testing.assert_array_equal(state.average.vector, start)
+
+
 def test_steps_with_non_finite_gradients_are_skipped_and_counted():
     def sometimes_nan(params, key, batch):
         fails = jax.random.uniform(key) < 0.3
