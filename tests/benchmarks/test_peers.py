@@ -68,7 +68,7 @@ def test_a_normal_prior_is_told_to_all(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("loss", "epochs"), [(5.0, 1), (1.2, 2), (-1.35, 5), (-2.0, None)]
+    ("loss", "epochs"), [(5.0, 1), (1.3, 2), (-1.35, 5), (-2.0, None)]
 )
 def test_epochs_to_a_loss(loss, epochs):
     assert peers.epochs_to(OURS, loss) == epochs
