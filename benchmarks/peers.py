@@ -108,9 +108,10 @@ def interpreter(name: str) -> Path | None:
     if base is None:
         return None
     print(f"Installing {', '.join(peer.requirements)} into its own environment.")
-    install = [str(python), "-m", "pip", "install", "--quiet", *peer.requirements]
     subprocess.run([base, "-m", "venv", "--clear", str(folder)], check=True)
-    subprocess.run(install, check=True)
+    # -P and no PYTHONPATH: neither pip nor a package may find this project.
+    install = [str(python), "-P", "-m", "pip", "install", "--quiet", *peer.requirements]
+    subprocess.run(install, check=True, env=_without_path())
     done.write_text(wanted)
     return python
 
@@ -124,6 +125,10 @@ def _find_python(name: str) -> str | None:
         if done.stdout.startswith(f"Python {name.removeprefix('python')}."):
             return candidate
     return None
+
+
+def _without_path() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
 
 def make_arrays(path: Path, case: Case, references: dict[int, Reference]) -> None:
@@ -161,9 +166,7 @@ def run_package(
     result, draws = arrays.with_name("result.json"), arrays.with_name("draws.npz")
     command = [python, "-P", _SCRIPT, package, case.method, network]
     command += [arrays, result, draws, "--seed", case.seed]
-    variables = dict(os.environ)
-    if package != _OURS:  # or the other sbijax would find this one
-        variables.pop("PYTHONPATH", None)
+    variables = dict(os.environ) if package == _OURS else _without_path()
     log = arrays.with_name(f"{package}.log")
     with log.open("w") as file:
         done = subprocess.run(
