@@ -35,6 +35,7 @@ OURS = fake_row(
 )
 
 
+@pytest.mark.slow
 def test_ours_runs_as_a_peer_does(tmp_path, monkeypatch):
     monkeypatch.setattr(peer_pipeline, "NUM_DRAWS", 40)
     monkeypatch.setattr(peer_pipeline, "NUM_BATCH", (3, 5))
