@@ -203,7 +203,8 @@ def _advance_by_default(
         step = (m / of_mean) / (jnp.sqrt(v / of_square) + EPSILON)
         return p - rate * (step + shrinkage * decays * p)
 
-    decays = decay_mask(state.net.tree())
+    parts = state.net.tree()
+    decays = flatten(jax.tree.map(jnp.full_like, parts, decay_mask(parts)))
     net = jax.tree.map(move, state.net, mean, square, decays)
     return jax.lax.optimization_barrier(net), Adam(num_steps, mean, square)
 
@@ -285,22 +286,20 @@ def start_optimizer(net: Flat, config: TrainConfig) -> PyTree:
     return Adam(jnp.zeros((), int), zeros, zeros)
 
 
-def decay_mask(net: PyTree) -> Flat:
-    """One for weights, stacked ones included, which decay; zero for biases.
+def decay_mask(net: PyTree) -> PyTree:
+    """Which leaves weight decay is for: weights, not biases, stacked ones included.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from sbijax.training.steps import decay_mask
-        >>> net = {"bias": jnp.zeros((2, 1)), "kernel": jnp.zeros((2, 3))}
-        >>> decay_mask(net).vector.tolist()
-        [0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+        >>> decay_mask({"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros((2, 3))})
+        {'bias': False, 'kernel': True}
     """
 
-    def decays(path: tuple[Any, ...], leaf: Array) -> Array:
-        is_weight = leaf.ndim > 1 and "bias" not in jax.tree_util.keystr(path[-1:])
-        return jnp.full(leaf.shape, is_weight, leaf.dtype)
+    def decays(path: tuple[Any, ...], leaf: Array) -> bool:
+        return leaf.ndim > 1 and "bias" not in jax.tree_util.keystr(path[-1:])
 
-    return flatten(jax.tree_util.tree_map_with_path(decays, net))
+    return jax.tree_util.tree_map_with_path(decays, net)
 
 
 def _take(sims: Simulations, rows: Array) -> Simulations:
