@@ -167,7 +167,9 @@ def _advance_by(
         grads.tree(), state.opt_state, state.net.tree()
     )
     rate, _ = rates(state, config)
-    net = jax.tree.map(lambda p, u: p + rate * u, state.net, flatten(updates))
+    net = jax.tree.map(
+        lambda p, u: (p + rate * u).astype(p.dtype), state.net, flatten(updates)
+    )
     return jax.tree.map(
         partial(jnp.where, finite), (net, opt_state), (state.net, state.opt_state)
     )
@@ -201,7 +203,7 @@ def _advance_by_default(
 
     def move(p: Array, m: Array, v: Array, decays: Array) -> Array:
         step = (m / of_mean) / (jnp.sqrt(v / of_square) + EPSILON)
-        return p - rate * (step + shrinkage * decays * p)
+        return (p - rate * (step + shrinkage * decays * p)).astype(p.dtype)
 
     parts = state.net.tree()
     decays = flatten(jax.tree.map(jnp.full_like, parts, decay_mask(parts)))
