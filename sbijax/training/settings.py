@@ -16,7 +16,7 @@ def make_config(
     batch_size: int | None,
     max_epochs: int,
     validation_fraction: float,
-    patience: int,
+    patience: int | None,
     num_decays: int,
     optimizer: optax.GradientTransformation | None,
 ) -> TrainConfig:
@@ -33,7 +33,7 @@ def make_config(
         else check_count(batch_size, "batch_size"),
         max_epochs=check_count(max_epochs, "max_epochs"),
         validation_fraction=float(validation_fraction),
-        patience=check_count(patience, "patience"),
+        patience=None if patience is None else check_count(patience, "patience"),
         num_decays=check_count(num_decays, "num_decays", least=0),
         optimizer=optimizer,
     )

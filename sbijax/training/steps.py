@@ -26,7 +26,9 @@ WARMUP_STEPS = 100
 CLIP_NORM = 5.0
 DECAY_FACTOR = 0.3
 RELAXATION = 0.2
+REINFORCEMENT = 40.0
 AVERAGE_DECAY = 0.99
+PATIENCE_EPOCHS, PATIENCE_STEPS = 5, 100
 EVALUATION_BATCH = 2_000
 
 MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8  # of Adam
@@ -59,7 +61,7 @@ def rates(state: TrainState, config: TrainConfig) -> tuple[Array, Array]:
 
     How much regularisation is best depends on the problem, so it starts high.  The
     first fall is that of the weight decay alone, to a fifth; from then on both fall.
-    Where less of it overfits, the validation loss keeps what was before.
+    Where less of it was in vain, `_judge` makes it larger than at first.
     """
     falls = state.num_decays.astype(state.best_loss.dtype)
     decays = (config.optimizer is None) & (state.weight_decay > 0)
@@ -262,8 +264,12 @@ def _judge(
     better = val_loss < state.best_loss
     keep_better = partial(jnp.where, better)
     stalled = jnp.where(better, 0, state.stalled + 1)
-    decay_now = stalled >= config.patience
+    decay_now = _has_waited(stalled, state, config)
     best_net = jax.tree.map(keep_better, state.average, state.best_net)
+    best_epoch = jnp.where(better, state.epoch, state.best_epoch)
+    # Less of it than at first was in vain: from here on there is more.
+    in_vain = (state.num_decays == 1) & (state.epoch - best_epoch > stalled)
+    more = jnp.where(decay_now & in_vain, REINFORCEMENT / RELAXATION, 1.0)
     # A lower learning rate starts again from the best parameters.
     restart = partial(jnp.where, decay_now)
     return state._replace(
@@ -271,13 +277,23 @@ def _judge(
         average=jax.tree.map(restart, best_net, state.average),
         best_net=best_net,
         best_loss=jnp.where(better, val_loss, state.best_loss),
-        best_epoch=jnp.where(better, state.epoch, state.best_epoch),
+        best_epoch=best_epoch,
+        weight_decay=(more * state.weight_decay).astype(state.weight_decay.dtype),
         stalled=jnp.where(decay_now, 0, stalled),
         num_decays=state.num_decays + decay_now,
         train_loss=state.train_loss.at[state.epoch].set(train_loss),
         val_loss=state.val_loss.at[state.epoch].set(val_loss),
         epoch=state.epoch + 1,
     )
+
+
+def _has_waited(stalled: Array, state: TrainState, config: TrainConfig) -> Array:
+    """Whether these epochs without progress are as many as patience has."""
+    if config.patience is not None:
+        return stalled >= config.patience
+    # Parameters that are averaged over more steps than these have hardly moved.
+    num_steps = stalled * state.step / (state.epoch + 1)
+    return (stalled >= PATIENCE_EPOCHS) & (num_steps >= PATIENCE_STEPS)
 
 
 def start_optimizer(net: Flat, config: TrainConfig) -> PyTree:

@@ -58,7 +58,7 @@ def train(
     buffer_size: int | None = None,
     max_epochs: int = 1000,
     validation_fraction: float = 0.1,
-    patience: int = 10,
+    patience: int | None = None,
     num_decays: int = 3,
     optimizer: optax.GradientTransformation | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -70,9 +70,10 @@ def train(
     minimises the estimator's loss; the validation loss of the running average
     of the parameters decides.  After `patience` epochs without a better one the
     weight decay falls, the next times the learning rate as well, and training goes
-    on from the best parameters; after `num_decays` falls it stops.  Under `jax.vmap`
-    or `jax.jit` this is the pure function `fit`, without progress, checkpoints or
-    warnings.
+    on from the best parameters; after `num_decays` falls it stops.  Where the first
+    fall brought nothing, more weight decay than at first goes with the next.  Under
+    `jax.vmap` or `jax.jit` this is the pure function `fit`, without progress,
+    checkpoints or warnings.
 
     Simulations larger than memory are read from where they are, such as the folder
     of `open_simulations`.  Those that fit into `buffer_size` rows are trained on as
@@ -98,7 +99,8 @@ def train(
         validation_fraction: share of rows held out, in [0, 1); with 0, or too
             few rows to hold one out, the training loss decides; half a buffer at
             most.
-        patience: epochs without improvement before the rates fall.
+        patience: epochs without improvement before the rates fall, by default 5 or,
+            where an epoch is short, as many as take 100 steps.
         num_decays: falls of the rates before training stops.  The first one, to a
             fifth, is that of the weight decay alone.
         optimizer: any optax optimizer, in place of the default and of

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import sbijax as sj
-from sbijax.training import TrainConfig, fit
+from sbijax.training import TrainConfig, fit, steps
 from sbijax.training.fit import init_state, run_epochs
 from sbijax.training.steps import default_weight_decay, rates
 from tests.helpers import linear_data
@@ -240,6 +240,21 @@ def test_early_stopping_without_any_progress():
 
 
 @pytest.mark.parametrize(
+    ("size", "batch_size", "patience"),
+    [(500, 10, 5), (500, 50, 12), (40, None, 100), (500, 450, 100)],
+)
+def test_default_patience_is_epochs_and_steps(size, batch_size, patience):
+    # 450 rows are trained on in 45 and 9 steps an epoch, 36 in one.
+    constant = estimator_of(
+        ZEROS, lambda params, key, batch: 1.0 + 0.0 * params.net["bias"]
+    )
+    config = TrainConfig(batch_size=batch_size, num_decays=1, max_epochs=300)
+    sims = linear_data(size, weighted=False)
+    _, info = fit(jax.random.key(0), constant, sims, config=config)
+    assert int(info.num_epochs) == 1 + 2 * patience
+
+
+@pytest.mark.parametrize(
     ("weight_decay", "optimizer", "factors"),
     [
         (0.5, None, [(1.0, 1.0), (1.0, 0.2), (0.3, 0.06), (0.09, 0.018)]),
@@ -256,6 +271,31 @@ def test_weight_decay_falls_before_the_learning_rate(weight_decay, optimizer, fa
     for falls, expected in enumerate(factors):
         fallen = state._replace(num_decays=jnp.asarray(falls))
         np.testing.assert_allclose(rates(fallen, config), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("losses", "factors"),
+    [
+        # The first fall is of use: both go on falling.
+        ([1.0, 2.0, 2.0, 0.5, 2.0, 2.0, 2.0, 2.0], (0.09, 0.018)),
+        # It is in vain: more than at first, until the learning rate is low.
+        ([1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0], (0.09, 3.6)),
+        ([1.0, 2.0, 2.0, 2.0, 2.0, 0.5, 2.0, 2.0], (0.09, 3.6)),
+    ],
+)
+def test_more_weight_decay_where_less_was_in_vain(losses, factors):
+    config = CONFIG._replace(patience=2)
+    sims = linear_data(50, weighted=False)
+    state = init_state(
+        jax.random.key(0), sims, 0.1, 0.5, estimator=LINEAR, config=config
+    )
+    for loss in losses:
+        state = steps._judge(state, jnp.asarray(loss), jnp.asarray(loss), config)
+    assert int(state.num_decays) == 3
+    rate, shrinkage = rates(state, config)
+    np.testing.assert_allclose(
+        (rate, shrinkage * state.weight_decay / 0.5), factors, rtol=1e-5
+    )
 
 
 def test_small_data_start_with_much_weight_decay():
