@@ -17,10 +17,10 @@ class TrainConfig(NamedTuple):
     `batch_size` None stands for N / 100 within 50 and 500: small data learn
     best from noisy steps.  `optimizer` replaces the default (clipping, Adam,
     decoupled weight decay) together with its learning rate; `patience` epochs
-    without a better validation loss (None: 5, or as many as take 100 steps) lower the
-    weight decay, then the learning rate as well, and after `num_decays` of them
-    training stops.  With a `source` the batches are fresh simulations, and the data
-    at hand serve for validation.
+    without a better validation loss (None: see `train`) lower the weight decay, then
+    the learning rate as well, and after `num_decays` of them training stops.  With a
+    `source` the batches are fresh simulations, and the data at hand serve for
+    validation.
     """
 
     batch_size: int | None = None

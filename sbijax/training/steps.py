@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sbijax.base import Array, Estimator, Params, PyTree, Simulations
+from sbijax.base import (
+    Array,
+    DiffusionEstimator,
+    Estimator,
+    Params,
+    PyTree,
+    Simulations,
+)
 from sbijax.training.flat import Flat, flatten
 from sbijax.training.records import TrainConfig, TrainState
 
@@ -28,7 +35,7 @@ DECAY_FACTOR = 0.3
 RELAXATION = 0.2
 REINFORCEMENT = 40.0
 AVERAGE_DECAY = 0.99
-PATIENCE_EPOCHS, PATIENCE_STEPS = 5, 100
+PATIENCE_EPOCHS, PATIENCE_OF_NOISY_LOSS, PATIENCE_STEPS = 5, 10, 100
 EVALUATION_BATCH = 2_000
 
 MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8  # of Adam
@@ -229,7 +236,7 @@ def end_epoch(
     """Validate on at most `capacity` rows and judge; without any, on the training."""
     val_loss = _validation_loss(state, sims, capacity, estimator)
     val_loss = jnp.where(state.num_valid > state.num_train, val_loss, train_loss)
-    return _judge(state, train_loss, val_loss, config)
+    return _judge(state, train_loss, val_loss, estimator, config)
 
 
 def _validation_loss(
@@ -258,13 +265,17 @@ def _validation_loss(
 
 
 def _judge(
-    state: TrainState, train_loss: Array, val_loss: Array, config: TrainConfig
+    state: TrainState,
+    train_loss: Array,
+    val_loss: Array,
+    estimator: Estimator,
+    config: TrainConfig,
 ) -> TrainState:
     """Record the epoch, keep the best parameters, decay or stop when stalled."""
     better = val_loss < state.best_loss
     keep_better = partial(jnp.where, better)
     stalled = jnp.where(better, 0, state.stalled + 1)
-    decay_now = _has_waited(stalled, state, config)
+    decay_now = _has_waited(stalled, state, estimator, config)
     best_net = jax.tree.map(keep_better, state.average, state.best_net)
     best_epoch = jnp.where(better, state.epoch, state.best_epoch)
     # Less of it than at first was in vain: from here on there is more.
@@ -287,13 +298,17 @@ def _judge(
     )
 
 
-def _has_waited(stalled: Array, state: TrainState, config: TrainConfig) -> Array:
+def _has_waited(
+    stalled: Array, state: TrainState, estimator: Estimator, config: TrainConfig
+) -> Array:
     """Whether these epochs without progress are as many as patience has."""
     if config.patience is not None:
         return stalled >= config.patience
-    # Parameters that are averaged over more steps than these have hardly moved.
+    noisy = isinstance(estimator, DiffusionEstimator)  # noise is drawn in its loss
+    num_epochs = PATIENCE_OF_NOISY_LOSS if noisy else PATIENCE_EPOCHS
+    # The average of the parameters has hardly moved before so many steps.
     num_steps = stalled * state.step / (state.epoch + 1)
-    return (stalled >= PATIENCE_EPOCHS) & (num_steps >= PATIENCE_STEPS)
+    return (stalled >= num_epochs) & (num_steps >= PATIENCE_STEPS)
 
 
 def start_optimizer(net: Flat, config: TrainConfig) -> PyTree:

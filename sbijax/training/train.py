@@ -99,8 +99,8 @@ def train(
         validation_fraction: share of rows held out, in [0, 1); with 0, or too
             few rows to hold one out, the training loss decides; half a buffer at
             most.
-        patience: epochs without improvement before the rates fall, by default 5 or,
-            where an epoch is short, as many as take 100 steps.
+        patience: epochs without improvement before the rates fall, by default 5, of
+            flow and score matching 10, and at least as many as take 100 steps.
         num_decays: falls of the rates before training stops.  The first one, to a
             fifth, is that of the weight decay alone.
         optimizer: any optax optimizer, in place of the default and of

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import optax
 import pytest
 
@@ -254,6 +255,15 @@ def test_default_patience_is_epochs_and_steps(size, batch_size, patience):
     assert int(info.num_epochs) == 1 + 2 * patience
 
 
+def test_flow_matching_waits_longer():
+    fmpe = sj.make_fmpe(sj.make_prior(dist.Normal(0.0, 1.0)))
+    fmpe = fmpe._replace(loss=lambda params, key, batch: jnp.ones(()))
+    config = TrainConfig(batch_size=10, num_decays=1, max_epochs=300)
+    sims = linear_data(500, weighted=False)
+    _, info = fit(jax.random.key(0), fmpe, sims, config=config)
+    assert int(info.num_epochs) == 1 + 2 * 10
+
+
 @pytest.mark.parametrize(
     ("weight_decay", "optimizer", "factors"),
     [
@@ -290,7 +300,9 @@ def test_more_weight_decay_where_less_was_in_vain(losses, factors):
         jax.random.key(0), sims, 0.1, 0.5, estimator=LINEAR, config=config
     )
     for loss in losses:
-        state = steps._judge(state, jnp.asarray(loss), jnp.asarray(loss), config)
+        state = steps._judge(
+            state, jnp.asarray(loss), jnp.asarray(loss), LINEAR, config
+        )
     assert int(state.num_decays) == 3
     rate, shrinkage = rates(state, config)
     np.testing.assert_allclose(
