@@ -21,7 +21,10 @@ __all__ = ["Flat", "flatten"]
 @partial(jax.tree_util.register_dataclass, data_fields=["vector"], meta_fields=["like"])
 @dataclass(frozen=True)
 class Flat:
-    """A pytree of arrays in one `vector` [P], and what it looks like."""
+    """A pytree of arrays in one `vector` [P], and what it looks like.
+
+    The vector has single precision at least, and `tree` the types of the leaves.
+    """
 
     vector: Array
     like: tuple[tuple[jax.ShapeDtypeStruct, ...], Any]  # the leaves, the structure
@@ -59,7 +62,8 @@ def flatten(tree: PyTree) -> Flat:
                 "parameters must be floating-point arrays to be trained, got a leaf "
                 f"{describe(leaf)}; what is not trained belongs into the statistics."
             )
-    dtype = jnp.result_type(*leaves) if leaves else jnp.result_type(float)
+    # Steps of an average are lost in the rounding of half precision.
+    dtype = jnp.result_type(jnp.float32, *leaves)
     vector = jnp.concatenate(
         [jnp.zeros(0, dtype), *(leaf.astype(dtype).ravel() for leaf in leaves)]
     )

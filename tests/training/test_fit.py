@@ -202,6 +202,33 @@ def test_reaches_weighted_least_squares():
     assert bool(info.converged)
 
 
+def test_half_precision_is_trained_in_single():
+    net = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), ZEROS)
+    sims = linear_data(512, weighted=False)
+    params, _ = fit(
+        jax.random.key(0),
+        estimator_of(net, squared_error),
+        sims,
+        config=CONFIG,
+        learning_rate=1e-2,
+        weight_decay=0.0,
+    )
+    assert params.net["w"].dtype == jnp.bfloat16
+    exact, _ = fit(
+        jax.random.key(0),
+        LINEAR,
+        sims,
+        config=CONFIG,
+        learning_rate=1e-2,
+        weight_decay=0.0,
+    )
+    # Within the two digits and a half that the type has.
+    found = jax.tree.map(lambda leaf: np.asarray(leaf, float), params.net)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=0.01), found, exact.net
+    )
+
+
 def test_best_parameters_are_those_of_the_best_epoch(trained):
     sims, params, info = trained
     losses = info.val_loss[: info.num_epochs]
