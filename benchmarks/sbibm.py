@@ -13,6 +13,10 @@ Each (task, method, budget, seed, classifier, observation) is a line of
 `results/sbibm.jsonl`; lines that are there are not run again.  Seconds of training and
 of drawing (for all 10 observations) leave out compilation, which stands beside them.
 
+`val_score` is the mean of log p(theta | x) over 200 rows of the validation set: of
+methods that know it up to p(x), with the estimate of p(x) that their sampler has.  By
+it the best method of a task is chosen without a look at the reference.
+
 `npe_online` validates on the budget and draws fresh simulations as it learns, 100,000
 an epoch: it is no entry in a table of budgets.
 """
@@ -42,11 +46,15 @@ from benchmarks.common import (
 )
 from benchmarks.reference import NUM_OBSERVATIONS, TASKS, Reference, load_reference
 from benchmarks.sbibm_table import print_table
+from sbijax.base import LikelihoodEstimator, RatioEstimator
 from sbijax.simulators import Task
+from sbijax.training.fit import TrainConfig, init_state
+from sbijax.training.steps import default_weight_decay
 
 __all__ = ["BUDGETS", "METHODS", "Case", "main", "run_case", "train_and_draw"]
 
 NUM_PILOTS = 1_000  # that scale the distance of ABC
+NUM_SCORED = 200  # rows of the validation set
 BUDGETS = (1_000, 10_000, 100_000)
 
 
@@ -102,7 +110,8 @@ def train_and_draw(
         and what all of it took.
     """
     task = getattr(sj.simulators, case.task)()
-    key_sims, key_train, key_draws = jax.random.split(jax.random.key(case.seed), 3)
+    root = jax.random.key(case.seed)
+    key_sims, key_train, key_draws, key_score = jax.random.split(root, 4)
     estimator = METHODS[case.method](task, case.budget)
     size = case.budget if estimator.loss else _num_pilots(case.budget)
     sims = sj.simulate(key_sims, task.prior, task.simulator, size, progress=False)
@@ -122,6 +131,7 @@ def train_and_draw(
         "train_cpu_seconds": round(train.cpu, 2),
         "sample_seconds": round(draw.running, 2),
         **summary,
+        **score_method(key_score, key_train, case.method, estimator, params, sims),
         **environment(),
         "commit": commit(),
     }
@@ -171,6 +181,36 @@ def learn(
         "num_epochs": int(info.num_epochs),
         "best_val_loss": round(float(info.best_loss), 4),
     }
+
+
+def score_method(
+    key: jax.Array,
+    key_train: jax.Array,
+    method: str,
+    estimator: Any,
+    params: sj.Params,
+    sims: sj.Simulations,
+) -> dict[str, float]:
+    """Mean of log p(theta | x) over validation rows, of the key trained with."""
+    if estimator.loss is None or method == "npe_online":
+        return {}
+    decay = default_weight_decay(len(sims.weight))
+    options = {"estimator": estimator, "config": TrainConfig()}
+    state = init_state(key_train, sims, 5e-3, decay, **options)
+    rows = np.asarray(state.rows)[int(state.num_train) : int(state.num_valid)]
+    theta, x, _ = jax.tree.map(lambda leaf: leaf[rows[:NUM_SCORED]], sims)
+
+    @jax.jit
+    @jax.vmap
+    def score(key: jax.Array, theta: Any, x: Any) -> jax.Array:
+        value = estimator.log_prob(params, theta, x)
+        if not isinstance(estimator, LikelihoodEstimator | RatioEstimator):
+            return value
+        _, info = estimator.sample(params, key, x, num_samples=1_000)
+        return value - info.log_evidence
+
+    keys = jax.random.split(key, len(theta))
+    return {"val_score": round(float(score(keys, theta, x).mean()), 4)}
 
 
 def _describe_chains(info: Any) -> dict[str, float]:

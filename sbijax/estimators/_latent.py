@@ -42,9 +42,14 @@ from sbijax.estimators._data import (
     observed_range,
     split_example,
 )
-from sbijax.estimators._relevance import fit_relevance, weigh, with_scales
+from sbijax.estimators._relevance import (
+    fit_relevance,
+    fit_relevance_beyond,
+    weigh,
+    with_scales,
+)
 from sbijax.networks import deep_set, robust
-from sbijax.networks.linear import fit_linear, from_residual, to_residual
+from sbijax.networks.linear import fit_linear, from_residual, predict, to_residual
 
 __all__ = ["Latent", "default_embedding", "make_latent"]
 
@@ -82,8 +87,9 @@ def make_latent(
         embedding: network from one standardised x (its pytree) to a context
             vector `[H]`.
         standardizer: applied to x before the embedding, by default `robust()`.
-        of_entries: the embedding by default, of the joined entries of x, each scaled
-            by its relevance; for `Trials` it is a `deep_set`.
+        of_entries: the embedding by default, of the joined entries of x and of what
+            the regression predicts, each scaled by its relevance; for `Trials` it is
+            a `deep_set`.
 
     Raises:
         TypeError: an argument is not of its kind.
@@ -100,10 +106,18 @@ def make_latent(
         "Make one with networks.robust() or zscore().",
     )
 
-    def read(stats_x: PyTree, x: PyTree) -> PyTree:
-        """What the embedding and the regression get of one x."""
+    def read(stats_x: PyTree, x: PyTree) -> tuple[PyTree, Array]:
+        """One x standardised, and what the regression gets of it."""
         value = standardizer.forward(stats_x["scale"], x)
-        return weigh(value, stats_x["relevance"]) if weighs else value
+        weighed = weigh(value, stats_x["relevance"]) if weighs else value
+        return value, features_of(weighed)
+
+    def look(stats: Stats, value: PyTree, features: Array) -> PyTree:
+        """What the embedding gets: by default what the regression predicts too."""
+        if not weighs or holds_trials(value):
+            return value
+        seen = value, predict(stats.theta, features)
+        return weigh(seen, stats.x["relevance_beyond"])
 
     def init(init_model: Callable[[Array, Array, Array], PyTree]) -> InitFn:
         def init_fn(key: Array, sims: Simulations) -> Params:
@@ -116,16 +130,23 @@ def make_latent(
             if weighs:
                 values = jax.vmap(partial(standardizer.forward, scale))(x)
                 stats_x["relevance"] = fit_relevance(values, x, z, weight)
-            values = jax.vmap(partial(read, stats_x))(x)
+            values, features = jax.vmap(partial(read, stats_x))(x)
+            linear = fit_linear(features, z, weight)
+            if weighs:
+                predicted = jax.vmap(partial(predict, linear))(features)
+                rest = jax.vmap(partial(to_residual, linear))(z, features)
+                stats_x["relevance_beyond"] = fit_relevance_beyond(
+                    values, x, z, weight, predicted, rest
+                )
             stats = Stats(
                 example=example,
-                theta=fit_linear(jax.vmap(features_of)(values), z, weight),
+                theta=linear,
                 x=stats_x,
                 num_outside=count_invalid_theta(prior, sims),
             )
-            value = read(stats_x, example.x)
-            embedding_net = embedding.init(embedding_key, value)
-            context = embedding.apply(embedding_net, value)
+            seen = look(stats, *read(stats_x, example.x))
+            embedding_net = embedding.init(embedding_key, seen)
+            context = embedding.apply(embedding_net, seen)
             if jnp.ndim(context) != 1:
                 raise ValueError(
                     "embedding must map one x to a vector [H], got "
@@ -140,9 +161,9 @@ def make_latent(
         return init_fn
 
     def see(params: Params, x: PyTree) -> tuple[Array, Array]:
-        value = read(params.stats.x, x)
-        features = features_of(value)
-        context = embedding.apply(params.net["embedding"], value)
+        value, features = read(params.stats.x, x)
+        seen = look(params.stats, value, features)
+        context = embedding.apply(params.net["embedding"], seen)
         return context.astype(features.dtype), features
 
     def encode_with_vector(

@@ -11,6 +11,11 @@ so it tends to 1 wherever mean or variance depend on theta, as N grows; with too
 simulations to tell, all weigh the same.  No entry is left out, for it may matter in
 the company of others, like a known error: the scale of every entry goes on from its
 weight as training finds it.
+
+A network that also sees what a linear regression on x predicts of z needs the entries
+for the rest alone.  There they weigh what they have to do with the residual, and at
+least .01, and the prediction weighs what it has to do with z: of a hundred entries of
+which only a sum matters, the sum is left.
 """
 
 import jax
@@ -20,10 +25,10 @@ from sbijax.base import Array, Network, PyTree
 from sbijax.data import data_nodes, flatten, is_trials
 from sbijax.networks.linear import stride
 
-__all__ = ["fit_relevance", "weigh", "with_scales"]
+__all__ = ["fit_relevance", "fit_relevance_beyond", "weigh", "with_scales"]
 
 _DEVIATIONS = 3.0
-_LEAST = 0.03
+_LEAST, _LEAST_BEYOND = 0.03, 0.01
 _RIDGE = 1e-4
 
 
@@ -45,6 +50,35 @@ def fit_relevance(values: PyTree, x: PyTree, z: Array, weight: Array) -> list[Ar
         2008.
         James, Stein. Estimation with quadratic loss, 1961.
     """
+    return _relative(_shrunken(values, x, z, weight, _LEAST))
+
+
+def fit_relevance_beyond(
+    values: PyTree, x: PyTree, z: Array, weight: Array, predicted: Array, rest: Array
+) -> list[Array]:
+    """Weights of the entries of x beside a prediction of z, and those of the latter.
+
+    Args:
+        values: standardised x, leaves `[N, ...]`.
+        x: what it was before.
+        z: vector form of theta `[N, D]`.
+        weight: `[N]`; rows of weight 0 must be finite and have no effect.
+        predicted: what a regression on x predicts of z, `[N, D]`.
+        rest: the residual of z, `[N, D]`.
+
+    Returns:
+        An array `[...]` for each leaf or `Trials` of x, and one of `[D]`; the largest
+        number is 1.
+    """
+    entries = _shrunken(values, x, rest, weight, _LEAST_BEYOND)
+    of_predicted = _shrunken(predicted, predicted, z, weight, _LEAST_BEYOND)
+    return _relative(entries + of_predicted)
+
+
+def _shrunken(
+    values: PyTree, x: PyTree, z: Array, weight: Array, least: float
+) -> list[Array]:
+    """Share of the variance that `z` explains, less what chance may explain."""
     step = stride(len(weight), max(leaf[0].size for leaf in jax.tree.leaves(values)))
     data = (values, x, z, weight)
     values, x, z, weight = jax.tree.map(lambda leaf: leaf[::step], data)
@@ -67,11 +101,14 @@ def fit_relevance(values: PyTree, x: PyTree, z: Array, weight: Array) -> list[Ar
         v = _scaled(leaf.reshape(len(leaf), -1), share)
         r2 = jnp.maximum(explained(v), explained(v**2))
         shrunk = 1.0 - by_chance / jnp.maximum(r2, by_chance)
-        return jnp.maximum(shrunk, _LEAST).reshape(leaf.shape[1:])
+        return jnp.maximum(shrunk, least).reshape(leaf.shape[1:])
 
-    found = list(map(of_leaf, data_nodes(values), data_nodes(x)))
-    largest = jnp.max(jnp.stack([jnp.max(leaf) for leaf in found]))
-    return [leaf / largest for leaf in found]
+    return list(map(of_leaf, data_nodes(values), data_nodes(x)))
+
+
+def _relative(weights: list[Array]) -> list[Array]:
+    largest = jnp.max(jnp.stack([jnp.max(leaf) for leaf in weights]))
+    return [leaf / largest for leaf in weights]
 
 
 def weigh(value: PyTree, relevance: list[Array]) -> PyTree:

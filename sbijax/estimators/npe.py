@@ -46,9 +46,10 @@ def make_npe(
         prior: the prior that theta was drawn from.
         density: conditional density on R^D, by default `nsf_autoregressive()`.
         embedding: network from one standardised x (its pytree) to a context
-            vector `[H]`, trained together with the density; by default a
-            residual network on the joined entries of x, each scaled by how much it
-            has to do with theta, and for `Trials` a `networks.deep_set`; `H = 32`.
+            vector `[H]`, trained together with the density; by default a residual
+            network on the joined entries of x and what a linear regression on them
+            predicts, each scaled by how much it has to do with theta, and for
+            `Trials` a `networks.deep_set`; `H = 32`.
         standardizer: applied to x before the embedding, by default `robust()`.
 
     Returns:

@@ -35,8 +35,9 @@ def make_npse(
             `networks.field_resnet()`.
         embedding: network from one standardised x (its pytree) to a context
             vector `[H]`, trained together with the field; by default a residual
-            network on the joined entries of x, each scaled by how much it has to do
-            with theta, and for `Trials` a `networks.deep_set`.
+            network on the joined entries of x and what a linear regression on them
+            predicts, each scaled by how much it has to do with theta, and for
+            `Trials` a `networks.deep_set`.
         standardizer: applied to x before the embedding, by default `robust()`.
         loss: the objective and with it the noise: `losses.edm()` by default,
             `losses.ve()` or `losses.vp()`.

@@ -28,7 +28,8 @@ import numpy as np
 
 from sbijax.base import Array
 
-__all__ = ["LinearStats", "fit_linear", "from_residual", "stride", "to_residual"]
+__all__ = ["LinearStats", "fit_linear", "from_residual", "predict", "stride"]
+__all__ += ["to_residual"]
 
 _PENALTIES = np.append(np.logspace(-3, 1, 17), np.inf)
 _MAX_SPENT = 0.1  # degrees of freedom per row
@@ -138,11 +139,16 @@ def _kept(spent: Array) -> Array:
     return jnp.maximum(1.0 - spent, 0.5)
 
 
+def predict(stats: LinearStats, features: Array) -> Array:
+    """What the features `[F]` tell of the target `[D]`, in its standard deviations."""
+    return features @ stats.slope
+
+
 def to_residual(stats: LinearStats, z: Array, features: Array) -> Array:
     """White residual `[D]` of one target `[D]` given its features `[F]`."""
-    return stats.inverse @ ((z - stats.loc) / stats.scale - features @ stats.slope)
+    return stats.inverse @ ((z - stats.loc) / stats.scale - predict(stats, features))
 
 
 def from_residual(stats: LinearStats, y: Array, features: Array) -> Array:
     """The target of a residual: the inverse of `to_residual`."""
-    return stats.loc + stats.scale * (features @ stats.slope + stats.factor @ y)
+    return stats.loc + stats.scale * (predict(stats, features) + stats.factor @ y)

@@ -7,7 +7,11 @@ import numpyro.distributions as dist
 import pytest
 
 import sbijax as sj
-from sbijax.estimators._relevance import fit_relevance, weigh
+from sbijax.estimators._relevance import (
+    fit_relevance,
+    fit_relevance_beyond,
+    weigh,
+)
 
 NUM_ROWS = 1_000
 
@@ -70,6 +74,50 @@ def test_only_plain_entries_are_scaled(data):
     np.testing.assert_allclose(scaled["entry"], one["entry"] * relevance[0])
     np.testing.assert_array_equal(scaled["marked"], one["marked"])
     np.testing.assert_array_equal(scaled["set"].x, one["set"].x)
+
+
+def test_what_a_regression_predicts_leaves_entries_less_to_tell(data):
+    x, z = data
+    # The first entry tells z_0 by its mean, the second z_1 by its variance.
+    slope = jnp.linalg.lstsq(x[:, :1], z)[0]
+    predicted = x[:, :1] @ slope
+    found = fit_relevance_beyond(x, x, z, jnp.ones(NUM_ROWS), predicted, z - predicted)
+    entries, of_predicted = found
+    assert entries.shape == (54,)
+    assert entries[0] < 0.1  # all that it tells is predicted
+    assert entries[1] > 0.9
+    assert np.mean(entries[3:53] > 0.012) < 0.1
+    assert of_predicted[0] > 0.9
+    assert max(map(jnp.max, found)) == pytest.approx(1.0)
+
+
+def test_where_nothing_is_predicted_entries_weigh_as_before(data):
+    x, z = data
+    nothing = jnp.zeros_like(z)
+    weight = jnp.ones(NUM_ROWS)
+    entries, of_nothing = fit_relevance_beyond(x, x, z, weight, nothing, z)
+    (relevance,) = fit_relevance(x, x, z, weight)
+    known = relevance > 0.1
+    np.testing.assert_allclose(entries[known], relevance[known], rtol=1e-5)
+    np.testing.assert_allclose(of_nothing, 0.01, rtol=0.1)
+    few = jax.tree.map(lambda a: a[:10], (x, x, z, weight, nothing, z))
+    for found in fit_relevance_beyond(*few):  # too few rows tell nothing
+        np.testing.assert_allclose(found, 1.0, rtol=1e-6)
+
+
+def simulate_sum(key, theta):
+    """A hundred entries of which only the sum matters."""
+    return theta + 10.0 * jax.random.normal(key, (100,))
+
+
+def test_of_many_entries_the_sum_is_left():
+    prior = sj.make_prior(dist.Normal(0.0, 1.0))
+    npe = sj.make_npe(prior)
+    sims = sj.simulate(jax.random.key(0), prior, simulate_sum, 3_000, progress=False)
+    relevance = npe.init(jax.random.key(1), sims).stats.x["relevance_beyond"]
+    entries, of_predicted = relevance
+    assert np.mean(entries) < 0.05
+    np.testing.assert_allclose(of_predicted, 1.0, rtol=1e-6)
 
 
 def simulate(key, theta):
