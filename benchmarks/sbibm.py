@@ -13,9 +13,8 @@ Each (task, method, budget, seed, classifier, observation) is a line of
 `results/sbibm.jsonl`; lines that are there are not run again.  Seconds of training and
 of drawing (for all 10 observations) leave out compilation, which stands beside them.
 
-`val_score` is the mean of log p(theta | x) over 200 rows of the validation set: of
-methods that know it up to p(x), with the estimate of p(x) that their sampler has.  By
-it the best method of a task is chosen without a look at the reference.
+`val_score` is the mean of `log_score` over 200 rows of the validation set: by it the
+best method of a task is chosen without a look at the reference.
 
 `npe_online` validates on the budget and draws fresh simulations as it learns, 100,000
 an epoch: it is no entry in a table of budgets.
@@ -46,7 +45,6 @@ from benchmarks.common import (
 )
 from benchmarks.reference import NUM_OBSERVATIONS, TASKS, Reference, load_reference
 from benchmarks.sbibm_table import print_table
-from sbijax.base import LikelihoodEstimator, RatioEstimator
 from sbijax.simulators import Task
 from sbijax.training.fit import TrainConfig, init_state
 from sbijax.training.steps import default_weight_decay
@@ -198,19 +196,9 @@ def score_method(
     options = {"estimator": estimator, "config": TrainConfig()}
     state = init_state(key_train, sims, 5e-3, decay, **options)
     rows = np.asarray(state.rows)[int(state.num_train) : int(state.num_valid)]
-    theta, x, _ = jax.tree.map(lambda leaf: leaf[rows[:NUM_SCORED]], sims)
-
-    @jax.jit
-    @jax.vmap
-    def score(key: jax.Array, theta: Any, x: Any) -> jax.Array:
-        value = estimator.log_prob(params, theta, x)
-        if not isinstance(estimator, LikelihoodEstimator | RatioEstimator):
-            return value
-        _, info = estimator.sample(params, key, x, num_samples=1_000)
-        return value - info.log_evidence
-
-    keys = jax.random.split(key, len(theta))
-    return {"val_score": round(float(score(keys, theta, x).mean()), 4)}
+    held_out = jax.tree.map(lambda leaf: leaf[rows[:NUM_SCORED]], sims)
+    scores = sj.diagnostics.log_score(key, estimator, params, held_out)
+    return {"val_score": round(float(scores.mean()), 4)}
 
 
 def _describe_chains(info: Any) -> dict[str, float]:

@@ -122,6 +122,44 @@ def count_wins(rows: list[dict[str, Any]]) -> tuple[int, int, int]:
     return best_wins, npe_wins, measured
 
 
+def choose_methods(rows: list[dict[str, Any]], budget: int) -> dict[str, str]:
+    """For each task the method with the highest score on the validation set.
+
+    A method counts where its score is known for a seed of all observations.
+    """
+    cells = mean_by_cell(rows)
+    scores: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        task, method = row["task"], row["method"]
+        if (task, budget, method) in cells and row["budget"] == budget:
+            if "val_score" in row and method != _ONLINE:
+                of_task = scores.setdefault(task, {})
+                of_task.setdefault(method, []).append(row["val_score"])
+    return {
+        task: max(of_task, key=lambda m: np.mean(of_task[m]))
+        for task, of_task in scores.items()
+    }
+
+
+def describe_choice(rows: list[dict[str, Any]]) -> str:
+    """Mean C2ST over the tasks, of the method that validation chooses for each."""
+    cells = mean_by_cell(rows)
+    lines = []
+    for budget in sorted({row["budget"] for row in rows}):
+        chosen = choose_methods(rows, budget)
+        if not chosen:
+            continue
+        means = [np.mean(cells[task, budget, m]) for task, m in chosen.items()]
+        others = {task: m for task, m in chosen.items() if m != "npe"}
+        names = ", ".join(f"{m} on {task}" for task, m in others.items())
+        lines.append(
+            f"{budget:,} simulations, {len(chosen)} tasks: mean C2ST "
+            f"{np.mean(means):.3f} by the method with the best `val_score` "
+            f"({names or 'npe everywhere'}{', else npe' if names else ''})."
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
 def describe_wins(rows: list[dict[str, Any]]) -> str:
     """How many cells are better than published, as a sentence."""
     best_wins, npe_wins, measured = count_wins(rows)
@@ -191,6 +229,7 @@ def main() -> None:
     }
     text = "\n\n".join(
         f"{_TITLES[classifier]}:\n\n{make_table(rows)}\n\n{describe_wins(rows)}"
+        f"\n\n{describe_choice(rows)}".rstrip()
         for classifier, rows in by_classifier.items()
     )
     print(text)

@@ -3,6 +3,7 @@
 from sbijax.diagnostics.c2st import c2st, c2st_forest
 from sbijax.diagnostics.c2st_compiled import c2st_compiled
 from sbijax.diagnostics.coverage import CoverageResult, coverage
+from sbijax.diagnostics.log_score import log_score
 from sbijax.diagnostics.predictive import posterior_predictive
 from sbijax.diagnostics.sbc import SBCResult, sbc, sbc_result
 from sbijax.diagnostics.summary import sbc_summary, sbc_table
@@ -20,6 +21,7 @@ __all__ = [
     "c2st_compiled",
     "c2st_forest",
     "coverage",
+    "log_score",
     "posterior_predictive",
     "sbc",
     "sbc_result",

@@ -23,12 +23,12 @@ import warnings
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
 from sbijax.base import Array, Estimator, PyTree, SbijaxWarning, Simulations
 from sbijax.checks import check_count, check_key, check_record, describe
+from sbijax.diagnostics._held_out import held_out
 from sbijax.diagnostics._names import scalar_names
 from sbijax.diagnostics._ranks import Quantities, rank_replicates
 from sbijax.diagnostics.uniformity import (
@@ -130,7 +130,7 @@ def sbc(
     order = "The order is sbc(key, estimator, params, sims)."
     check_record(estimator, Estimator, "estimator", order)
     check_record(sims, Simulations, "sims", order)
-    theta, x = _held_out(sims)
+    theta, x = held_out(sims)
     num_samples = check_count(num_samples, "num_samples")
     if chunk_size is None:
         chunk_size = max(1, _DRAWS_AT_ONCE // num_samples)
@@ -218,19 +218,6 @@ def _added_names(
             f"log_prob; got {describe(shapes)}."
         )
     return names + tuple(sorted(shapes))
-
-
-def _held_out(sims: Simulations) -> tuple[PyTree, PyTree]:
-    weight = np.asarray(sims.weight)
-    keep = np.flatnonzero(weight != 0)
-    if len(keep) == 0:
-        raise ValueError("sims holds no pair of non-zero weight to check.")
-    if not np.all(weight[keep] == weight[keep[0]]):
-        raise ValueError(
-            "sims must be drawn from the joint p(theta) p(x | theta): its weights "
-            "must be 0 or one common value, got several. Simulate from the prior."
-        )
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[keep], (sims.theta, sims.x))
 
 
 def _drop_invalid(

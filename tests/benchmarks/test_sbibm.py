@@ -119,6 +119,28 @@ def test_wins_are_cells_below_the_best_published():
     assert sbibm_table.count_wins(ROWS) == (1, 1, 2)
 
 
+def test_validation_chooses_the_method_of_a_task():
+    def scored(task, method, c2st, val_score):
+        rows = make_rows(task, 1_000, method, [c2st] * 10)
+        return [{**row, "val_score": val_score} for row in rows]
+
+    rows = [
+        *scored("slcp", "npe", 0.9, -5.8),
+        *scored("slcp", "nle", 0.8, -4.2),
+        *scored("sir", "npe", 0.7, 7.5),
+        *scored("sir", "nle", 0.6, 7.4),  # better, but not by what is looked at
+        *make_rows("sir", 1_000, "nre", [0.5] * 10),  # not scored
+        *scored("sir", "npse", 0.5, 9.9)[:9],  # one is missing
+    ]
+    chosen = sbibm_table.choose_methods(rows, 1_000)
+    assert chosen == {"slcp": "nle", "sir": "npe"}
+    assert sbibm_table.describe_choice(rows) == (
+        "- 1,000 simulations, 2 tasks: mean C2ST 0.750 by the method with the best "
+        "`val_score` (nle on slcp, else npe)."
+    )
+    assert sbibm_table.describe_choice(ROWS) == ""
+
+
 def test_table_takes_the_place_of_the_last_one():
     first, last = sbibm_table._MARKS
     text = f"before\n{first}\n{last}\nafter"
