@@ -3,9 +3,9 @@
     python -m benchmarks.sbibm_table
 
 renders a table for each classifier into the README of this folder, between its marks,
-and writes `figures/sbibm.png`, of the compiled one.  Published figures are means over
-the same 10 observations, with the same classifier, of methods that simulate from the
-prior only; for each cell it is the best of all methods.
+a summary into that of the project, and `figures/sbibm.png`, both of the compiled one.
+Published figures are means over the same 10 observations, with the same classifier, of
+methods that simulate from the prior only; for each cell it is the best of all methods.
 
 Reference:
     Lueckmann, Boelts, Greenberg, Goncalves, Macke, "Benchmarking simulation-based
@@ -27,6 +27,7 @@ from sbijax.plots._style import CYCLE, INK, grid_figure, tidy
 __all__ = ["PUBLISHED", "draw_figure", "main", "make_table", "print_table"]
 
 README = Path(__file__).with_name("README.md")
+PROJECT_README = README.parents[1] / "README.md"
 FIGURES = README.with_name("figures")
 _MARKS = ("<!-- table of sbibm -->", "<!-- end of table -->")
 # C2ST and method at 1,000, 10,000 and 100,000 simulations.
@@ -94,6 +95,35 @@ def make_table(rows: list[dict[str, Any]]) -> str:
             texts.append("{:.3f} {}".format(*published) if published else "")
             lines.append(f"| {task} | {budget:,} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
+
+
+def make_summary(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line per task, and NPE, NLE and the best published for each budget.
+
+    Below the best published is bold.
+    """
+    cells = mean_by_cell(rows)
+    budgets = tuple(PUBLISHED[TASKS[0]])
+    lines = [
+        "| task | " + " | ".join(f"{budget:,}" for budget in budgets) + " |",
+        "|---|" + "---|" * len(budgets),
+    ]
+    for task in TASKS:
+        texts = []
+        for budget in budgets:
+            published = PUBLISHED[task][budget][0]
+            ours = [cells.get((task, budget, method)) for method in ("npe", "nle")]
+            numbers = [
+                f"**{_short(v)}**" if v and np.mean(v) < published else _short(v)
+                for v in ours
+            ]
+            texts.append(", ".join([*numbers, _short([published])]))
+        lines.append(f"| {task} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def _short(values: list[float] | None) -> str:
+    return f"{np.mean(values):.3f}".removeprefix("0") if values else "-"
 
 
 def _format(values: list[float] | None, bold: bool) -> str:
@@ -234,6 +264,8 @@ def main() -> None:
     )
     print(text)
     README.write_text(replace_table(README.read_text(), text))
+    summary = make_summary(by_classifier["compiled"])
+    PROJECT_README.write_text(replace_table(PROJECT_README.read_text(), summary))
     FIGURES.mkdir(exist_ok=True)
     figure = draw_figure(by_classifier["compiled"])
     figure.savefig(FIGURES / "sbibm.png", dpi=144)

@@ -7,6 +7,14 @@ import jax
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Two thirds of the time to compile, for programs that run as fast on a CPU.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_backend_optimization_level=1",
+        "--xla_llvm_disable_expensive_passes=true",
+        os.environ.get("XLA_FLAGS", ""),
+    ]
+)
 
 
 def pytest_configure(config):

@@ -119,6 +119,14 @@ def test_wins_are_cells_below_the_best_published():
     assert sbibm_table.count_wins(ROWS) == (1, 1, 2)
 
 
+def test_summary_has_both_methods_beside_the_best_published():
+    lines = sbibm_table.make_summary(ROWS).splitlines()
+    assert lines[0] == "| task | 1,000 | 10,000 | 100,000 |"
+    slcp = next(line for line in lines if line.startswith("| slcp |"))
+    assert slcp == ("| slcp | **.850**, **.700**, .946 | -, .780, .771 | -, -, .699 |")
+    assert len(lines) == 2 + len(TASKS)
+
+
 def test_validation_chooses_the_method_of_a_task():
     def scored(task, method, c2st, val_score):
         rows = make_rows(task, 1_000, method, [c2st] * 10)
