@@ -194,7 +194,8 @@ def score_method(
         return {}
     decay = default_weight_decay(len(sims.weight))
     options = {"estimator": estimator, "config": TrainConfig()}
-    state = init_state(key_train, sims, 5e-3, decay, **options)
+    again = jax.random.clone(key_train)  # for the same split
+    state = init_state(again, sims, 5e-3, decay, **options)
     rows = np.asarray(state.rows)[int(state.num_train) : int(state.num_valid)]
     held_out = jax.tree.map(lambda leaf: leaf[rows[:NUM_SCORED]], sims)
     scores = sj.diagnostics.log_score(key, estimator, params, held_out)

@@ -10,7 +10,7 @@ from benchmarks.common import CLASSIFIERS, append_row, read_rows, score_draws
 from benchmarks.reference import TASKS, Reference
 
 NUM_DRAWS = 200
-OPTIONS = ["--tasks", "gaussian_linear", "--methods", "npe", "--budgets", "300"]
+OPTIONS = ["--tasks", "gaussian_linear", "--methods", "npe", "--budgets", "600"]
 
 
 def make_reference(task_name, number):
@@ -52,11 +52,12 @@ def test_it_runs_what_is_missing_and_no_more(offline, tmp_path, capsys, monkeypa
     options = [*OPTIONS, "--results", str(path)]
     sbibm.main([*options, "--observations", "1"])
     (first,) = read_rows(path)
-    assert first["num_simulations"] == first["budget"] == 300
+    assert first["num_simulations"] == first["budget"] == 600
     assert 0.4 < first["c2st"] <= 1.0
     assert 0.0 < first["train_seconds"]
     assert 0.0 < first["compile_seconds"]
     assert {"sample_seconds", "best_val_loss", "jax", "device", "commit"} <= set(first)
+    assert first["val_score"] == pytest.approx(-first["best_val_loss"], abs=0.1)
 
     sbibm.main([*options, "--observations", "1", "2"])
     rows = read_rows(path)
