@@ -106,11 +106,9 @@ def make_latent(
         "Make one with networks.robust() or zscore().",
     )
 
-    def read(stats_x: PyTree, x: PyTree) -> tuple[PyTree, Array]:
-        """One x standardised, and what the regression gets of it."""
-        value = standardizer.forward(stats_x["scale"], x)
-        weighed = weigh(value, stats_x["relevance"]) if weighs else value
-        return value, features_of(weighed)
+    def regressors(stats_x: PyTree, value: PyTree) -> Array:
+        """What the regression gets of one standardised x."""
+        return features_of(weigh(value, stats_x["relevance"]) if weighs else value)
 
     def look(stats: Stats, value: PyTree, features: Array) -> PyTree:
         """What the embedding gets: by default what the regression predicts too."""
@@ -127,10 +125,10 @@ def make_latent(
             z = jax.vmap(prior.to_vector)(theta)
             scale = standardizer.fit(x, weight)
             stats_x = {"scale": scale, "range": observed_range(x)}
+            values = jax.vmap(partial(standardizer.forward, scale))(x)
             if weighs:
-                values = jax.vmap(partial(standardizer.forward, scale))(x)
                 stats_x["relevance"] = fit_relevance(values, x, z, weight)
-            values, features = jax.vmap(partial(read, stats_x))(x)
+            features = jax.vmap(partial(regressors, stats_x))(values)
             linear = fit_linear(features, z, weight)
             if weighs:
                 predicted = jax.vmap(partial(predict, linear))(features)
@@ -144,7 +142,8 @@ def make_latent(
                 x=stats_x,
                 num_outside=count_invalid_theta(prior, sims),
             )
-            seen = look(stats, *read(stats_x, example.x))
+            value = standardizer.forward(scale, example.x)
+            seen = look(stats, value, regressors(stats_x, value))
             embedding_net = embedding.init(embedding_key, seen)
             context = embedding.apply(embedding_net, seen)
             if jnp.ndim(context) != 1:
@@ -161,7 +160,8 @@ def make_latent(
         return init_fn
 
     def see(params: Params, x: PyTree) -> tuple[Array, Array]:
-        value, features = read(params.stats.x, x)
+        value = standardizer.forward(params.stats.x["scale"], x)
+        features = regressors(params.stats.x, value)
         seen = look(params.stats, value, features)
         context = embedding.apply(params.net["embedding"], seen)
         return context.astype(features.dtype), features
