@@ -11,11 +11,15 @@ import sbijax
 
 ROOT = Path(sbijax.__file__).parent
 
-# package -> packages of sbijax it may import, besides itself, base, checks and data
+# what every package of sbijax may import
+COMMON = {"base", "checks", "data", "noise"}
+
+# package -> packages of sbijax it may import, besides itself and the common ones
 LAYERS = {
     "checks": set(),
     "base": set(),
     "data": set(),
+    "noise": set(),
     "priors": set(),
     "networks": set(),
     "densities": {"networks"},
@@ -77,7 +81,7 @@ def faults(source: str, package: str) -> list[str]:
         top, *rest = name.split(".")
         if top == "sbijax":
             target = rest[0] if rest and rest[0] in LAYERS else "the public names"
-            allowed = target in {package, "base", "checks", "data"} | LAYERS[package]
+            allowed = target in {package} | COMMON | LAYERS[package]
         else:
             allowed = top in sys.stdlib_module_names or package in HOMES.get(top, ())
         if not allowed:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from sbijax.base import Array
 from sbijax.checks import check_count, check_positive
+from sbijax.noise import normal
 
 __all__ = ["Adjustment", "epanechnikov", "linear_adjustment", "nonlinear_adjustment"]
 
@@ -109,7 +110,7 @@ def nonlinear_adjustment(*, num_units: int = 50, ridge: float = 1e-3) -> Adjustm
     def adjust(z: Array, s: Array, observed: Array, weights: Array) -> Array:
         rows, at = _standardise(s, observed, weights)
         slope_key, shift_key = jax.random.split(jax.random.key(0))
-        slopes = jax.random.normal(slope_key, (rows.shape[1], num_units), z.dtype)
+        slopes = normal(slope_key, (rows.shape[1], num_units), z.dtype)
         slopes = slopes * (2.0 / rows.shape[1] ** 0.5)
         shifts = 2.0 * jax.random.normal(shift_key, (num_units,), z.dtype)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from sbijax.base import Array, PyTree, Trials
 from sbijax.checks import check_count, check_positive, describe
 from sbijax.data import flatten, holds_trials, is_trials
+from sbijax.noise import normal
 
 __all__ = ["Distance", "as_distance", "euclidean", "mmd", "p_norm", "wasserstein"]
 
@@ -130,7 +131,7 @@ def wasserstein(*, num_directions: int = _NUM_DIRECTIONS) -> Distance:
         if a.shape[1] == 1:
             return _area(a[:, 0], mask_a, b[:, 0], mask_b)
         key = jax.random.key(0)
-        directions = jax.random.normal(key, (a.shape[1], num_directions), a.dtype)
+        directions = normal(key, (a.shape[1], num_directions), a.dtype)
         directions = directions / jnp.linalg.norm(directions, axis=0)
         areas = jax.vmap(_area, (1, None, 1, None))(
             a @ directions, mask_a, b @ directions, mask_b

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from sbijax.abc.distances import Distance
 from sbijax.abc.kernels import Kernel, mixture_log_density
 from sbijax.base import Array, PyTree
+from sbijax.noise import normal
 from sbijax.samplers.weights import resample
 
 __all__ = ["History", "Particles", "Problem", "Schedule", "run_populations"]
@@ -167,7 +168,7 @@ def _next(
     # Centres stand in the order of their distances: take them all, or some at random.
     order = jax.random.permutation(order_key, num_centres)
     picked = order[jnp.arange(num_new) % num_centres]
-    noise = jax.random.normal(move_key, (num_new, old.z.shape[1]), old.z.dtype)
+    noise = normal(move_key, (num_new, old.z.shape[1]), old.z.dtype)
     z = centres[picked] + jnp.einsum("nij,nj->ni", factors[picked], noise)
     s = _simulate(simulator_key, problem, z)
     distances = old.distance

@@ -16,6 +16,7 @@ from jax.scipy.stats import norm
 from sbijax.base import Array, Density, Network, PyTree
 from sbijax.checks import check_count
 from sbijax.networks import resnet
+from sbijax.noise import normal
 
 __all__ = ["mdn"]
 
@@ -83,7 +84,7 @@ def mdn(
         component_key, noise_key = jax.random.split(key)
         log_weight, mean, factor = mixture(net, context, shape[1])
         k = jax.random.categorical(component_key, log_weight, shape=shape[:1])
-        noise = jax.random.normal(noise_key, shape, context.dtype)
+        noise = normal(noise_key, shape, context.dtype)
         solve = jax.vmap(jax.scipy.linalg.solve_triangular)
         return mean[k] + solve(factor[k], noise)
 

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from sbijax.base import Array, LossFn, Params, PyTree, Simulations
 from sbijax.checks import check_count, check_positive
 from sbijax.data import fill_zero_weight
+from sbijax.noise import normal
 
 __all__ = ["DiffusionLoss", "Field", "edm", "flow_matching", "ve", "vp"]
 
@@ -274,7 +275,7 @@ def _regress(
             row, draw = jnp.arange(size)[:, None] / size, jnp.arange(num_draws)
             shift = jax.random.uniform(shift_key, (), y.dtype)
             angle = angle_of(((row + draw) / num_draws + shift) % 1.0)
-            noise = jax.random.normal(noise_key, (size, num_draws, y.shape[1]), y.dtype)
+            noise = normal(noise_key, (size, num_draws, y.shape[1]), y.dtype)
             cos, sin = jnp.cos(angle)[..., None], jnp.sin(angle)[..., None]
             clean = y[:, None]
             of_draws = jax.vmap(field, (None, 0, 0, None))

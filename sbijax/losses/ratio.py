@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from sbijax.base import Array, LossFn, Params, PyTree, Simulations
 from sbijax.checks import check_count, check_positive
 from sbijax.data import fill_zero_weight
+from sbijax.noise import uniform
 
 __all__ = ["LogRatios", "RatioLoss", "balanced", "nre_a", "nre_b", "nre_c"]
 
@@ -227,7 +228,7 @@ def _other_rows(key: Array, weight: Array, num: int) -> Array:
     before = cumulative - weight
     # A uniform point on the line of weights with the row's own stretch cut out.
     rest = total - weight
-    point = jax.random.uniform(key, (size, num), weight.dtype) * rest[:, None]
+    point = uniform(key, (size, num), weight.dtype) * rest[:, None]
     point = jnp.where(point >= before[:, None], point + weight[:, None], point)
     found = jnp.searchsorted(cumulative, point.ravel(), side="right")
     found = jnp.clip(found, 0, size - 1).reshape(size, num)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from sbijax.base import Array, SolverInfo
 from sbijax.checks import check_count, check_positive
 from sbijax.data import count_invalid
+from sbijax.noise import normal
 
 __all__ = ["ScoreAt", "ScoreSampler", "annealed_langevin"]
 
@@ -124,7 +125,7 @@ def annealed_langevin(
     ) -> tuple[Array, SolverInfo]:
         scales = jnp.geomspace(max_noise, min_noise, num_levels, dtype=start.dtype)
         start_key, key = jax.random.split(key)
-        noise = jax.random.normal(start_key, start.shape, start.dtype)
+        noise = normal(start_key, start.shape, start.dtype)
 
         def total(w: Array, scale: Array) -> Array:
             return score(w, scale) - (num_trials - 1) * prior_score(w, scale)
@@ -150,7 +151,7 @@ def annealed_langevin(
             def step(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
                 w, key = carry
                 key, fresh_key = jax.random.split(key)
-                fresh = jax.random.normal(fresh_key, w.shape, w.dtype)
+                fresh = normal(fresh_key, w.shape, w.dtype)
                 drift = jax.vmap(total, (0, None))(w, scale) @ basis
                 move = size / precision * drift
                 move += jnp.sqrt(size * (2.0 - size) / precision) * fresh

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from sbijax.base import Array, SolverInfo
 from sbijax.checks import check_count, check_positive
 from sbijax.data import count_invalid
+from sbijax.noise import normal
 
 __all__ = ["FieldAt", "FlowSampler", "angle_at", "angle_speed_at", "ode"]
 
@@ -82,7 +83,7 @@ def ode(
     ) -> tuple[Array, SolverInfo]:
         import diffrax
 
-        start = jax.random.normal(key, shape)
+        start = normal(key, shape)
 
         def slope(time: Any, u: Array, args: Any) -> Array:
             time = jnp.asarray(time, start.dtype)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from sbijax.base import Array, SolverInfo
 from sbijax.checks import check_count
 from sbijax.data import count_invalid
+from sbijax.noise import normal
 from sbijax.samplers.flow_ode import FieldAt, FlowSampler, angle_at
 
 __all__ = ["sde"]
@@ -62,7 +63,7 @@ def sde(*, num_steps: int = 100, noise: float = 1.0) -> FlowSampler:
         key: Array, field: FieldAt, *, shape: tuple[int, int]
     ) -> tuple[Array, SolverInfo]:
         start_key, noise_key = jax.random.split(key)
-        start = jax.random.normal(start_key, shape)
+        start = normal(start_key, shape)
 
         def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             u, key = carry
@@ -75,7 +76,7 @@ def sde(*, num_steps: int = 100, noise: float = 1.0) -> FlowSampler:
             ratio = jnp.sin(after) * jnp.cos(angle) / (jnp.cos(after) * jnp.sin(angle))
             fresh = noise * jnp.sqrt(1.0 - ratio**2)
             kept = jnp.sqrt(1.0 - fresh**2)
-            mixed = kept * old + fresh * jax.random.normal(fresh_key, shape)
+            mixed = kept * old + fresh * normal(fresh_key, shape)
             return jnp.cos(after) * y + jnp.sin(after) * mixed, key
 
         y, _ = jax.lax.fori_loop(0, num_steps, step, (start, noise_key))

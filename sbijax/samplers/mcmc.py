@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from sbijax.base import Array, ChainInfo, Sampler, Target
 from sbijax.checks import check_count, check_fraction
+from sbijax.noise import normal
 from sbijax.samplers.importance import start_positions
 from sbijax.samplers.report import NO_DENSITY, log_posterior, report
 
@@ -519,7 +520,7 @@ def _along(factor: Array, make_state: Callable) -> Callable:
     """
 
     def propose(key: Array, z: Array, log_density: LogDensity) -> Callable:
-        noise = jax.random.normal(key, z.shape, z.dtype)
+        noise = normal(key, z.shape, z.dtype)
         direction = factor @ (noise / jnp.linalg.norm(noise))
 
         def at(t: Array) -> tuple[Any, bool]:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from sbijax.base import Array, ChainInfo, Sampler, Target
 from sbijax.checks import check_count, check_fraction
+from sbijax.noise import uniform
 from sbijax.samplers.report import NO_DENSITY, guard, report
 from sbijax.samplers.weights import resample
 
@@ -256,7 +257,7 @@ def _move(
         key, old, rate = carry
         key, draw_key = jax.random.split(key)
         # One call for all random numbers compiles and runs several times faster.
-        u = jax.random.uniform(draw_key, (num_particles, 6 + 2 * num_dims), pool.dtype)
+        u = uniform(draw_key, (num_particles, 6 + 2 * num_dims), pool.dtype)
         first, second, share, size, jump, accept = u[:, :6].T
         of_dims, noise = u[:, 6 : 6 + num_dims], u[:, 6 + num_dims :]
         moved = of_dims < share[:, None]

@@ -19,6 +19,7 @@ from jax.scipy.stats import norm
 
 from sbijax.base import Array, ChainInfo, Density, PyTree, Sampler, Target
 from sbijax.checks import check_count, check_finite, check_record
+from sbijax.noise import normal
 from sbijax.samplers.report import NO_DENSITY, guard, log_posterior, report
 from sbijax.samplers.weights import draw_weighted
 
@@ -434,7 +435,7 @@ def _draw_mixture(
     # Equal numbers of each, one after the other: systematic resampling of draws
     # that took turns would fall in step with them.
     which = order[jnp.arange(num_draws) * jnp.sum(good) // num_draws]
-    noise = jax.random.normal(key, (num_draws, means.shape[1]), means.dtype)
+    noise = normal(key, (num_draws, means.shape[1]), means.dtype)
     z = means[which] + jnp.einsum("nij,nj->ni", factors[which], noise)
 
     def log_prob(mean: Array, factor: Array) -> Array:
