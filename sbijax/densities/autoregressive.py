@@ -22,6 +22,7 @@ from sbijax.base import Array, Network, PyTree
 from sbijax.checks import check_count
 from sbijax.densities.elementwise import Elementwise
 from sbijax.densities.flow import Layer
+from sbijax.networks._layers import dense, spread, to_network
 
 __all__ = ["autoregressive"]
 
@@ -41,7 +42,7 @@ class _MaskedDense(nn.Module):
     zero: bool = False
 
     def setup(self) -> None:
-        initial = nn.initializers.zeros if self.zero else nn.linear.default_kernel_init
+        initial = nn.initializers.zeros if self.zero else spread
         shape = (len(self.inputs), len(self.outputs))
         self.kernel = self.param("kernel", initial, shape)
         self.bias = self.param("bias", nn.initializers.zeros, shape[1:])
@@ -73,7 +74,7 @@ class _Made(nn.Module):
         dims = range(self.num_dims)
         hidden = tuple(sorted(i % self.num_dims for i in range(self.hidden_size)))
         outputs = tuple(i for i in dims for _ in range(self.num_params))
-        self.context = nn.Dense(self.hidden_size)
+        self.context = dense(self.hidden_size)
         self.enter = _MaskedDense(tuple(i + 1 for i in dims), hidden)
         self.stay = [_MaskedDense(hidden, hidden) for _ in range(2 * self.num_blocks)]
         self.leave = _MaskedDense(hidden, outputs, zero=True)
@@ -159,7 +160,7 @@ def autoregressive(
         width = max(hidden_size, num_dims)
         made = _Made(num_dims, elementwise.num_params, width, num_blocks, activation)
         solve: Any = partial(made.apply, method=made.solve)
-        return Network(made.init, made.apply), solve
+        return to_network(made), solve
 
     def init_fn(key: Array, y: Array, context: Array) -> PyTree:
         made, _ = network(y.size)

@@ -16,7 +16,7 @@ import numpy as np
 
 from sbijax.base import Array, Network
 from sbijax.checks import describe
-from sbijax.networks._layers import Activation, check_sizes
+from sbijax.networks._layers import Activation, check_sizes, dense, to_network
 
 __all__ = ["conv_1d", "conv_2d"]
 
@@ -46,7 +46,7 @@ class _Conv(nn.Module):
             ]
             for corner in itertools.product(*map(range, self.window))
         ]
-        return nn.Dense(self.features)(jnp.concatenate(patches, axis=-1))
+        return dense(self.features)(jnp.concatenate(patches, axis=-1))
 
 
 class _Convolution(nn.Module):
@@ -67,8 +67,8 @@ class _Convolution(nn.Module):
             h = self.activation(_Conv(size, window, stride=2)(h))
         for axis in range(self.num_axes):
             h = _low_frequencies(h, axis, self.num_frequencies)
-        h = self.activation(nn.Dense(self.hidden_size)(jnp.ravel(h)))
-        return nn.Dense(self.num_outputs)(h)
+        h = self.activation(dense(self.hidden_size)(jnp.ravel(h)))
+        return dense(self.num_outputs)(h)
 
     def _with_channels(self, x: Array) -> Array:
         """The grid, and all further axes as channels."""
@@ -188,4 +188,4 @@ def _convolution(
         hidden_size,
         activation,
     )
-    return Network(init=module.init, apply=module.apply)
+    return to_network(module)

@@ -12,7 +12,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from sbijax.base import Array, Network, PyTree
-from sbijax.networks._layers import Activation, _Join, check_sizes, output_layer
+from sbijax.networks._layers import (
+    Activation,
+    _Join,
+    check_sizes,
+    dense,
+    output_layer,
+    to_network,
+)
 from sbijax.networks.transformer import Block, check_heads
 
 __all__ = ["field_resnet", "field_transformer"]
@@ -41,10 +48,10 @@ class _FieldResNet(nn.Module):
         condition = self.activation(condition)
         h = _Join(self.hidden_size)(u)
         for _ in range(self.num_blocks):
-            shift = nn.Dense(self.hidden_size)(condition)
+            shift = dense(self.hidden_size)(condition)
             r = self.activation(h + shift)
-            r = self.activation(nn.Dense(self.hidden_size)(r))
-            h = h + nn.Dense(self.hidden_size)(r)
+            r = self.activation(dense(self.hidden_size)(r))
+            h = h + dense(self.hidden_size)(r)
         return output_layer(u.shape[-1], zero=True)(self.activation(h))
 
 
@@ -57,14 +64,14 @@ class _FieldTransformer(nn.Module):
     @nn.compact
     def __call__(self, u: Array, angle: Array, context: PyTree) -> Array:
         size, num_dims = self.hidden_size, u.shape[-1]
-        at = nn.silu(nn.Dense(size)(angle_features(angle)))
-        places = self.param("places", nn.initializers.normal(), (num_dims, size))
-        of_theta = nn.Dense(size)(u[:, None]) + places
+        at = nn.silu(dense(size)(angle_features(angle)))
+        places = self.param("places", nn.initializers.constant(0.01), (num_dims, size))
+        of_theta = dense(size)(u[:, None]) + places
         of_data = _Join(self.num_context_tokens * size)(context)
         h = jnp.concatenate([of_theta, of_data.reshape(-1, size)])
         mask = jnp.ones(len(h), bool)
         for _ in range(self.num_layers):
-            h = Block(size, self.num_heads)(h + nn.Dense(size)(at), mask)
+            h = Block(size, self.num_heads)(h + dense(size)(at), mask)
         return output_layer(1, zero=True)(nn.LayerNorm()(h[:num_dims]))[:, 0]
 
 
@@ -96,7 +103,7 @@ def field_resnet(
     """
     check_sizes(hidden_size, num_blocks)
     module = _FieldResNet(hidden_size, num_blocks, activation)
-    return Network(init=module.init, apply=module.apply)
+    return to_network(module)
 
 
 def field_transformer(
@@ -134,4 +141,4 @@ def field_transformer(
     check_sizes(num_heads, num_layers, num_context_tokens)
     check_heads(hidden_size, num_heads)
     module = _FieldTransformer(hidden_size, num_heads, num_layers, num_context_tokens)
-    return Network(init=module.init, apply=module.apply)
+    return to_network(module)

@@ -14,7 +14,14 @@ from collections.abc import Sequence
 import flax.linen as nn
 
 from sbijax.base import Array, Network, PyTree
-from sbijax.networks._layers import Activation, _Join, check_sizes, output_layer
+from sbijax.networks._layers import (
+    Activation,
+    _Join,
+    check_sizes,
+    dense,
+    output_layer,
+    to_network,
+)
 
 __all__ = ["mlp", "resnet"]
 
@@ -31,7 +38,7 @@ class _MLP(nn.Module):
             return _Join(self.num_outputs)(*inputs)
         h = self.activation(_Join(self.hidden_sizes[0])(*inputs))
         for size in self.hidden_sizes[1:]:
-            h = self.activation(nn.Dense(size)(h))
+            h = self.activation(dense(size)(h))
         return output_layer(self.num_outputs, self.zero_output)(h)
 
 
@@ -46,8 +53,8 @@ class _ResNet(nn.Module):
     def __call__(self, *inputs: PyTree) -> Array:
         h = _Join(self.hidden_size)(*inputs)
         for _ in range(self.num_blocks):
-            r = nn.Dense(self.hidden_size)(self.activation(h))
-            r = nn.Dense(self.hidden_size)(self.activation(r))
+            r = dense(self.hidden_size)(self.activation(h))
+            r = dense(self.hidden_size)(self.activation(r))
             h = h + r
         return output_layer(self.num_outputs, self.zero_output)(self.activation(h))
 
@@ -80,7 +87,7 @@ def mlp(
     """
     check_sizes(num_outputs, *hidden_sizes)
     module = _MLP(num_outputs, tuple(hidden_sizes), activation, zero_output)
-    return Network(init=module.init, apply=module.apply)
+    return to_network(module)
 
 
 def resnet(
@@ -118,4 +125,4 @@ def resnet(
     """
     check_sizes(num_outputs, hidden_size, num_blocks)
     module = _ResNet(num_outputs, hidden_size, num_blocks, activation, zero_output)
-    return Network(init=module.init, apply=module.apply)
+    return to_network(module)

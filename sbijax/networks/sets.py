@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from sbijax.base import Array, Network, PyTree
-from sbijax.networks._layers import Activation, check_sizes
+from sbijax.networks._layers import Activation, check_sizes, dense, to_network
 from sbijax.networks.tokens import log_count, masked_mean, to_tokens
 
 __all__ = ["deep_set"]
@@ -26,12 +26,12 @@ class _DeepSet(nn.Module):
         values, mask = to_tokens(x)
         h = values
         for _ in range(self.num_layers):
-            h = self.activation(nn.Dense(self.hidden_size)(h))
-        h = nn.Dense(self.hidden_size)(h)
+            h = self.activation(dense(self.hidden_size)(h))
+        h = dense(self.hidden_size)(h)
         h = jnp.concatenate([masked_mean(h, mask), log_count(mask, h.dtype)])
         for _ in range(self.num_layers):
-            h = self.activation(nn.Dense(self.hidden_size)(h))
-        return nn.Dense(self.num_outputs)(h)
+            h = self.activation(dense(self.hidden_size)(h))
+        return dense(self.num_outputs)(h)
 
 
 def deep_set(
@@ -70,4 +70,4 @@ def deep_set(
     """
     check_sizes(num_outputs, hidden_size, num_layers)
     module = _DeepSet(num_outputs, hidden_size, num_layers, activation)
-    return Network(init=module.init, apply=module.apply)
+    return to_network(module)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from sbijax.base import Array, Network, PyTree
-from sbijax.networks._layers import check_sizes
+from sbijax.networks._layers import check_sizes, dense, spread, to_network
 from sbijax.networks.tokens import log_count, to_tokens
 
 __all__ = ["Block", "check_heads", "transformer"]
@@ -21,10 +21,10 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, h: Array, mask: Array) -> Array:
         """Tokens `[T, H]` and which of them `[T]` may be looked at."""
-        attend = nn.MultiHeadDotProductAttention(self.num_heads)
+        attend = nn.MultiHeadDotProductAttention(self.num_heads, kernel_init=spread)
         h = h + attend(nn.LayerNorm()(h), mask=mask[None, None, :])
-        r = nn.Dense(2 * self.hidden_size)(nn.LayerNorm()(h))
-        return h + nn.Dense(self.hidden_size)(nn.gelu(r))
+        r = dense(2 * self.hidden_size)(nn.LayerNorm()(h))
+        return h + dense(self.hidden_size)(nn.gelu(r))
 
 
 class _Transformer(nn.Module):
@@ -37,15 +37,17 @@ class _Transformer(nn.Module):
     @nn.compact
     def __call__(self, x: PyTree) -> Array:
         values, mask = to_tokens(x)
-        h = nn.Dense(self.hidden_size)(values)
+        h = dense(self.hidden_size)(values)
         if self.positional:
             h = h + positions(len(values), self.hidden_size).astype(h.dtype)
         for _ in range(self.num_layers):
             h = Block(self.hidden_size, self.num_heads)(h, mask)
-        query = self.param("query", nn.initializers.normal(), (1, self.hidden_size))
-        pool = nn.MultiHeadDotProductAttention(self.num_heads)
+        query = self.param(
+            "query", nn.initializers.constant(0.01), (1, self.hidden_size)
+        )
+        pool = nn.MultiHeadDotProductAttention(self.num_heads, kernel_init=spread)
         pooled = pool(query, nn.LayerNorm()(h), mask=mask[None, None, :])[0]
-        return nn.Dense(self.num_outputs)(
+        return dense(self.num_outputs)(
             jnp.concatenate([pooled, log_count(mask, h.dtype)])
         )
 
@@ -98,7 +100,7 @@ def transformer(
     check_sizes(num_outputs, num_heads, num_layers)
     check_heads(hidden_size, num_heads)
     module = _Transformer(num_outputs, hidden_size, num_heads, num_layers, positional)
-    return Network(init=module.init, apply=module.apply)
+    return to_network(module)
 
 
 def check_heads(hidden_size: int, num_heads: int) -> None:

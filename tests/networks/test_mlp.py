@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sbijax.networks import mlp, resnet
+from sbijax.networks import (
+    conv_1d,
+    deep_set,
+    field_resnet,
+    field_transformer,
+    mlp,
+    resnet,
+    transformer,
+)
 
 MAKERS = {
     "mlp": lambda n, **options: mlp(n, hidden_sizes=(8, 8), **options),
@@ -111,3 +119,42 @@ def test_activation_is_used():
 def test_absurd_sizes(make):
     with pytest.raises(ValueError, match="sizes must be whole numbers >= 1"):
         make()
+
+
+WIDE = {
+    "mlp": (mlp(256, hidden_sizes=(256, 256)), (jnp.zeros(256),)),
+    "resnet": (resnet(256, hidden_size=256), (jnp.zeros(256), jnp.zeros(128))),
+    "deep_set": (deep_set(256, hidden_size=256), (jnp.zeros((3, 256)),)),
+    "conv_1d": (conv_1d(256, channels=(64, 128), hidden_size=256), (jnp.zeros(128),)),
+    "transformer": (transformer(64, hidden_size=64, num_heads=2), (jnp.zeros((3, 9)),)),
+    "field_resnet": (field_resnet(), (jnp.zeros(64), jnp.zeros(()), jnp.zeros(64))),
+    "field_transformer": (
+        field_transformer(),
+        (jnp.zeros(64), jnp.zeros(()), jnp.zeros(64)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_weights_start_with_the_spread_that_keeps_the_scale_of_their_input(name):
+    net, inputs = WIDE[name]
+    params = jax.jit(net.init)(jax.random.key(0), *inputs)
+    seen = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        place = jax.tree_util.keystr(path)
+        if "kernel" in place and np.any(leaf):
+            # Attention ends with [heads, H / heads, H].
+            inputs_of_one = leaf.shape[:2] if "'out'" in place else leaf.shape[:1]
+            sd = np.prod(inputs_of_one) ** -0.5
+            error = 4 * sd / np.sqrt(2 * leaf.size)
+            assert abs(np.std(leaf) - sd) < error, place
+            assert abs(np.mean(leaf)) < 4 * sd / np.sqrt(leaf.size), place
+            assert np.abs(leaf).max() < 2.3 * sd, place  # a truncated normal
+            seen.append(np.ravel(leaf)[:16] / sd)
+        elif "bias" in place:
+            assert not np.any(leaf), place
+        elif "scale" in place:
+            np.testing.assert_array_equal(leaf, 1.0)
+    numbers = np.sort(np.concatenate(seen))
+    assert len(seen) > 2
+    assert np.all(np.diff(numbers) > 0)  # no number is there twice
