@@ -97,7 +97,7 @@ def spline(*, num_bins: int = 8, bound: float = 5.0) -> Elementwise:
     offset = math.log(math.expm1(1.0 - _MIN_SLOPE))
 
     def grid(raw: Array) -> tuple[Array, Array]:
-        """Sizes and left edges of the bins, `[n, num_bins]`.
+        """Sizes and left edges of the bins, `[n, 2, num_bins]`.
 
         Sums are matrix products, which on CPU beat reductions and cumsum.
         """
@@ -109,20 +109,18 @@ def spline(*, num_bins: int = 8, bound: float = 5.0) -> Elementwise:
 
     def select(v: Array, params: Array, of_heights: bool) -> tuple[Array, ...]:
         """The bin that holds `v`: its edges, sizes and slopes, each `[n]`."""
-        width, y_edge = grid(params[:, :num_bins])
-        height, z_edge = grid(params[:, num_bins:-left])
+        size, edge = grid(params[:, :-left].reshape(-1, 2, num_bins))
         raw_slope = jnp.pad(params[:, -left:], ((0, 0), (1, 1)))
-        edge = z_edge if of_heights else y_edge
-        bin_ = jnp.sum(v[:, None] >= edge[:, 1:], axis=1, keepdims=True)
+        v_edge = edge[:, int(of_heights), 1:]
+        bin_ = jnp.sum(v[:, None] >= v_edge, axis=1, keepdims=True)
 
-        def take(part: Array) -> Array:
-            return jnp.take_along_axis(part, bin_, 1, mode="promise_in_bounds")[:, 0]
+        def take(part: Array, place: Array) -> Array:
+            return jnp.take_along_axis(part, place, -1, mode="promise_in_bounds")
 
-        def slope(raw: Array) -> Array:
-            return _MIN_SLOPE + jax.nn.softplus(take(raw) + offset)
-
-        sizes = take(y_edge), take(z_edge), take(width), take(height)
-        return *sizes, slope(raw_slope), slope(raw_slope[:, 1:])
+        edges, sizes = (take(part, bin_[:, None])[..., 0] for part in (edge, size))
+        raw_slopes = take(raw_slope, bin_ + np.arange(2))
+        slopes = _MIN_SLOPE + jax.nn.softplus(raw_slopes + offset)
+        return *edges.T, *sizes.T, *slopes.T
 
     left = num_bins - 1
 

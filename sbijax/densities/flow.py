@@ -8,6 +8,7 @@ gradient runs twice as fast, because XLA fuses across layers.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jax.scipy.stats import norm
 
 from sbijax.base import Array, Density, PyTree
 from sbijax.checks import check_count
+from sbijax.noise import normal
 
 __all__ = ["Layer", "flow"]
 
@@ -62,7 +64,7 @@ def flow(layer: Layer, *, num_layers: int) -> Density:
         keys = jax.random.split(key, num_layers)
         return jax.vmap(lambda k: layer.init(k, y, context))(keys)
 
-    def log_prob_fn(net: PyTree, y: Array, context: Array) -> Array:
+    def pull(net: PyTree, y: Array, context: Array, *, unroll: int) -> Array:
         def step(carry: tuple[Array, Array], inputs: tuple) -> tuple:
             (z, total), (params, order) = carry, inputs
             z, log_det = layer.forward(params, z[order], context)
@@ -70,14 +72,22 @@ def flow(layer: Layer, *, num_layers: int) -> Density:
 
         orders = _permutations(num_layers, y.size)
         start = (y, jnp.zeros((), y.dtype))
-        (z, total), _ = jax.lax.scan(step, start, (net, orders), unroll=num_layers)
+        (z, total), _ = jax.lax.scan(step, start, (net, orders), unroll=unroll)
         return total + jnp.sum(norm.logpdf(z))
+
+    @jax.custom_jvp
+    def log_prob_fn(net: PyTree, y: Array, context: Array) -> Array:
+        return pull(net, y, context, unroll=1)
+
+    @log_prob_fn.defjvp
+    def log_prob_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+        return jax.jvp(partial(pull, unroll=num_layers), primals, tangents)
 
     def sample_fn(
         net: PyTree, key: Array, context: Array, *, shape: tuple[int, int]
     ) -> Array:
         orders = _permutations(num_layers, shape[1])
-        noise = jax.random.normal(key, shape, context.dtype)
+        noise = normal(key, shape, context.dtype)
 
         def step(z: Array, inputs: tuple) -> tuple[Array, None]:
             params, order = inputs

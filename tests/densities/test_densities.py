@@ -142,6 +142,23 @@ def test_gradients_reach_every_parameter(name):
     )
 
 
+@pytest.mark.parametrize("name", DENSITIES)
+def test_derivatives_are_those_of_the_values(name):
+    fitted = make(name, 3)
+    y, step = jnp.array([0.3, -0.4, 0.8]), jnp.array([0.6, -0.3, 0.2])
+
+    def along(s):
+        return fitted.density.log_prob(fitted.net, y + s * step, CONTEXT + s)
+
+    value, slope = jax.jit(jax.value_and_grad(along))(0.0)
+    np.testing.assert_allclose(value, jax.jit(along)(0.0), rtol=1e-5)
+    pushed = jax.jvp(along, (0.0,), (1.0,))
+    np.testing.assert_allclose(pushed, (value, slope), rtol=1e-4)
+    small = 3e-3
+    expected = (along(small) - along(-small)) / (2 * small)
+    np.testing.assert_allclose(slope, expected, rtol=2e-2, atol=2e-3)
+
+
 @pytest.mark.parametrize("name", ["nsf", "nsf_autoregressive", "maf"])
 @pytest.mark.parametrize("num_dims", [1, 4])
 def test_flows_start_as_a_standard_normal(name, num_dims):
