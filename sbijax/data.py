@@ -66,12 +66,19 @@ def make_simulations(
     if jnp.shape(weights) != (size,):
         raise ValueError(f"weight must have shape ({size},), got {describe(weights)}.")
     if not isinstance(weights, jax.core.Tracer):
-        if not bool(jnp.all((weights >= 0) & jnp.isfinite(weights))):
+        seen = np.asarray(weights)
+        if not np.all((seen >= 0) & np.isfinite(seen)):
             raise ValueError("weight must be finite and not negative in every row.")
-    valid = jnp.ones(size, bool)
-    for leaf in jax.tree.leaves((theta, x)):
-        valid &= jnp.all(jnp.isfinite(leaf).reshape(size, -1), axis=1)
-    return Simulations(theta, x, jnp.where(valid, weights, 0.0))
+    return Simulations(theta, x, _clear(weights, (theta, x)))
+
+
+@jax.jit
+def _clear(weights: Array, data: PyTree) -> Array:
+    """Weight 0 for rows that are not finite."""
+    valid = jnp.ones(weights.shape, bool)
+    for leaf in jax.tree.leaves(data):
+        valid &= jnp.all(jnp.isfinite(leaf).reshape(weights.size, -1), axis=1)
+    return jnp.where(valid, weights, 0.0)
 
 
 def make_trials(x: PyTree, *, num_padded: int | None = None) -> Trials:

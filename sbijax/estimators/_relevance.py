@@ -91,15 +91,18 @@ def _shrunken(
     by_chance = num + _DEVIATIONS * (2 * num) ** 0.5
     by_chance = by_chance / jnp.maximum(jnp.sum(weight > 0), 1)
 
+    factor = jnp.linalg.cholesky(gram)
+
     def explained(v: Array) -> Array:
         cross = regressors.T @ (share[:, None] * _scaled(v, share))
-        return jnp.sum(cross * jnp.linalg.solve(gram, cross), axis=0)
+        white = jax.scipy.linalg.solve_triangular(factor, cross, lower=True)
+        return jnp.sum(white**2, axis=0)
 
     def of_leaf(leaf: PyTree, before: PyTree) -> Array:
         if is_trials(leaf) or leaf.shape != before.shape:
             return jnp.ones((), z.dtype)
         v = _scaled(leaf.reshape(len(leaf), -1), share)
-        r2 = jnp.maximum(explained(v), explained(v**2))
+        r2 = jnp.max(explained(jnp.hstack([v, v**2])).reshape(2, -1), axis=0)
         shrunk = 1.0 - by_chance / jnp.maximum(r2, by_chance)
         return jnp.maximum(shrunk, least).reshape(leaf.shape[1:])
 

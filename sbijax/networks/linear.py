@@ -123,9 +123,11 @@ def _best_slope(
         spent = (1.0 + jnp.sum(values / (values + penalty))) / num_rows
         explained = cross.T @ slope
         left = square - explained - explained.T + slope.T @ (values[:, None] * slope)
-        _, log_det = jnp.linalg.slogdet(left + eye)
+        factor = jnp.linalg.cholesky(left + eye)
+        log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
         score = log_det - 2 * len(square) * jnp.log(_kept(spent))
         allowed = (spent <= _MAX_SPENT) | jnp.isinf(penalty)
+        allowed &= jnp.isfinite(score)  # rounding may leave no covariance
         return jnp.where(allowed, score, jnp.inf), vectors @ slope, spent
 
     scores, slopes, spent = jax.vmap(judge)(jnp.asarray(_PENALTIES, z.dtype))

@@ -53,6 +53,7 @@ def fit(
     return result(state, config)
 
 
+@partial(jax.jit, static_argnames="config")
 def result(state: TrainState, config: TrainConfig) -> tuple[Params, TrainInfo]:
     """Best parameters so far, and the account of the run."""
     info = TrainInfo(

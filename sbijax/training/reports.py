@@ -59,6 +59,7 @@ def _still_falling(info: TrainInfo) -> bool:
 def report_run(info: TrainInfo, config: TrainConfig) -> None:
     """Say in one line each what may be wrong with a finished run."""
     num_epochs, best = int(info.num_epochs), int(info.best_epoch)
+    train_loss, val_loss = np.asarray(info.train_loss), np.asarray(info.val_loss)
     messages = []
     if not np.isfinite(float(info.best_loss)):
         messages.append(
@@ -71,14 +72,14 @@ def report_run(info: TrainInfo, config: TrainConfig) -> None:
             f"training used all {config.max_epochs} epochs and the validation loss "
             "was still falling; raise max_epochs."
         )
-    elif num_epochs > 1 and float(info.best_loss) >= float(info.val_loss[0]):
+    elif num_epochs > 1 and float(info.best_loss) >= val_loss[0]:
         messages.append(
             "training stopped on a plateau: the validation loss never improved on "
-            f"the first epoch ({float(info.val_loss[0]):.3f}); try another "
+            f"the first epoch ({val_loss[0]:.3f}); try another "
             "learning_rate, or check that x carries information on theta."
         )
-    gap = float(info.val_loss[best] - info.train_loss[best])
-    drop = float(info.val_loss[0] - info.best_loss)
+    gap = float(val_loss[best] - train_loss[best])
+    drop = float(val_loss[0]) - float(info.best_loss)
     if best > 0 and drop > 0 and gap > max(drop, 1.0):
         messages.append(
             f"the network overfits: at the best epoch the validation loss is {gap:.2f} "

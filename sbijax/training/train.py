@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, cast
 
 import jax
+import numpy as np
 import optax
 from tqdm import tqdm
 
@@ -338,9 +339,10 @@ def _segments(
 
 def _show(bar: tqdm, state: TrainState) -> None:
     epoch = int(state.epoch)
-    train_loss = float(state.train_loss[epoch - 1])
+    losses = np.asarray(state.train_loss), np.asarray(state.val_loss)
+    train_loss, val_loss = (loss[epoch - 1] for loss in losses)
     bar.set_postfix_str(
-        f"train {train_loss:.3f}, validation {float(state.val_loss[epoch - 1]):.3f} "
+        f"train {train_loss:.3f}, validation {val_loss:.3f} "
         f"(best {float(state.best_loss):.3f} at {int(state.best_epoch)})",
         refresh=False,
     )
