@@ -154,8 +154,10 @@ def _update(
     grads = flatten(parts)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-    advance = _advance_by_default if config.optimizer is None else _advance_by
-    net, opt_state = advance(state, grads, norm, finite, config)
+    if config.optimizer is None:
+        net, opt_state = _advance_by_default(state, grads, norm, finite, config)
+    else:
+        net, opt_state = _advance_by(state, grads, finite, config)
     memory = jnp.minimum(AVERAGE_DECAY, (1.0 + state.step) / (10.0 + state.step))
     state = state._replace(
         net=net,
@@ -168,7 +170,7 @@ def _update(
 
 
 def _advance_by(
-    state: TrainState, grads: Flat, norm: Array, finite: Array, config: TrainConfig
+    state: TrainState, grads: Flat, finite: Array, config: TrainConfig
 ) -> tuple[Flat, PyTree]:
     """A step of the optimizer of the settings, which may treat leaves differently."""
     assert config.optimizer is not None
