@@ -3,7 +3,7 @@
 from sbijax.densities.autoregressive import autoregressive
 from sbijax.densities.coupling import coupling
 from sbijax.densities.elementwise import affine, spline
-from sbijax.densities.flow import flow
+from sbijax.densities.flow import flow, unconditional
 from sbijax.densities.mdn import mdn
 from sbijax.densities.mixed import mixed
 from sbijax.densities.presets import maf, nsf, nsf_autoregressive
@@ -19,4 +19,5 @@ __all__ = [
     "nsf",
     "nsf_autoregressive",
     "spline",
+    "unconditional",
 ]

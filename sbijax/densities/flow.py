@@ -1,6 +1,6 @@
-"""Normalizing flows: a stack of equal layers over a standard normal.
+"""Normalizing flows: a stack of equal layers over a base, a standard normal.
 
-    log q(y | c) = log N(f(y, c); 0, I) + log |det df / dy|,   f = f_L o ... o f_1.
+    log q(y | c) = log b(f(y, c) | c) + log |det df / dy|,   f = f_L o ... o f_1.
 
 The layers have one structure and their parameters are stacked.  The scan over
 them is unrolled for densities: it compiles as fast as a rolled one, and its
@@ -17,10 +17,10 @@ import numpy as np
 from jax.scipy.stats import norm
 
 from sbijax.base import Array, Density, PyTree
-from sbijax.checks import check_count
+from sbijax.checks import check_count, check_record
 from sbijax.noise import normal
 
-__all__ = ["Layer", "flow"]
+__all__ = ["Layer", "flow", "unconditional"]
 
 
 class Layer(NamedTuple):
@@ -35,14 +35,17 @@ class Layer(NamedTuple):
     inverse: Callable[[PyTree, Array, Array], Array]
 
 
-def flow(layer: Layer, *, num_layers: int) -> Density:
+def flow(layer: Layer, *, num_layers: int, base: Density | None = None) -> Density:
     """Stack `num_layers` copies of a layer, with fixed permutations between them.
 
     Args:
         layer: the layer; it is initialised anew for every copy.
         num_layers: number of copies, at least 1.
+        base: density of what the layers map y to, by default a standard normal;
+            another flow, say, with layers of another kind.
 
     Raises:
+        TypeError: `base` is none.
         ValueError: fewer than one layer.
 
     Example:
@@ -59,10 +62,14 @@ def flow(layer: Layer, *, num_layers: int) -> Density:
         Normalizing flows for probabilistic modeling and inference, 2021.
     """
     num_layers = check_count(num_layers, "num_layers")
+    base = _standard_normal() if base is None else base
+    check_record(base, Density, "base", "Make one with densities.flow().")
 
     def init_fn(key: Array, y: Array, context: Array) -> PyTree:
-        keys = jax.random.split(key, num_layers)
-        return jax.vmap(lambda k: layer.init(k, y, context))(keys)
+        layers_key, base_key = jax.random.split(key)
+        keys = jax.random.split(layers_key, num_layers)
+        layers = jax.vmap(lambda k: layer.init(k, y, context))(keys)
+        return {"layers": layers, "base": base.init(base_key, y, context)}
 
     def pull(net: PyTree, y: Array, context: Array, *, unroll: int) -> Array:
         def step(carry: tuple[Array, Array], inputs: tuple) -> tuple:
@@ -72,8 +79,9 @@ def flow(layer: Layer, *, num_layers: int) -> Density:
 
         orders = _permutations(num_layers, y.size)
         start = (y, jnp.zeros((), y.dtype))
-        (z, total), _ = jax.lax.scan(step, start, (net, orders), unroll=unroll)
-        return total + jnp.sum(norm.logpdf(z))
+        layers = (net["layers"], orders)
+        (z, total), _ = jax.lax.scan(step, start, layers, unroll=unroll)
+        return total + base.log_prob(net["base"], z, context)
 
     @jax.custom_jvp
     def log_prob_fn(net: PyTree, y: Array, context: Array) -> Array:
@@ -87,18 +95,57 @@ def flow(layer: Layer, *, num_layers: int) -> Density:
         net: PyTree, key: Array, context: Array, *, shape: tuple[int, int]
     ) -> Array:
         orders = _permutations(num_layers, shape[1])
-        noise = normal(key, shape, context.dtype)
+        noise = base.sample(net["base"], key, context, shape=shape)
 
         def step(z: Array, inputs: tuple) -> tuple[Array, None]:
             params, order = inputs
             return layer.inverse(params, z, context)[jnp.argsort(order)], None
 
         def push(z: Array) -> Array:
-            return jax.lax.scan(step, z, (net, orders), reverse=True)[0]
+            return jax.lax.scan(step, z, (net["layers"], orders), reverse=True)[0]
 
         return jax.vmap(push)(noise)
 
     return Density(init_fn, log_prob_fn, sample_fn)
+
+
+def unconditional(density: Density) -> Density:
+    """A density that is blind to the context.
+
+    As the base of a flow it takes the part of the shape that is always the same.
+
+    Raises:
+        TypeError: `density` is none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from sbijax.densities import mdn, unconditional
+        >>> density, y = unconditional(mdn()), jnp.zeros(2)
+        >>> net = density.init(jax.random.key(0), y, jnp.zeros(3))
+        >>> here, there = (density.log_prob(net, y, c * jnp.ones(3)) for c in (0, 9))
+        >>> bool(here == there)
+        True
+    """
+    check_record(density, Density, "density", "Make one with densities.flow().")
+
+    def nothing(context: Array) -> Array:
+        return jnp.zeros(0, context.dtype)
+
+    return Density(
+        lambda key, y, context: density.init(key, y, nothing(context)),
+        lambda net, y, context: density.log_prob(net, y, nothing(context)),
+        lambda net, key, context, *, shape: density.sample(
+            net, key, nothing(context), shape=shape
+        ),
+    )
+
+
+def _standard_normal() -> Density:
+    return Density(
+        lambda key, y, context: {},
+        lambda net, y, context: jnp.sum(norm.logpdf(y)),
+        lambda net, key, context, *, shape: normal(key, shape, context.dtype),
+    )
 
 
 def _permutations(num_layers: int, num_dims: int) -> Array:

@@ -88,13 +88,20 @@ def nsf_autoregressive(
     return flow(layer, num_layers=num_layers)
 
 
-def maf(*, num_layers: int = 5, hidden_size: int = 64, num_blocks: int = 1) -> Density:
+def maf(
+    *,
+    num_layers: int = 5,
+    hidden_size: int = 64,
+    num_blocks: int = 1,
+    base: Density | None = None,
+) -> Density:
     """Masked autoregressive flow: affine autoregressive layers.
 
     Args:
         num_layers: number of autoregressive layers.
         hidden_size: width of the masked conditioners, D if that is more.
         num_blocks: residual blocks of two layers in each conditioner.
+        base: density of what the layers map y to, by default a standard normal.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -109,4 +116,4 @@ def maf(*, num_layers: int = 5, hidden_size: int = 64, num_blocks: int = 1) -> D
         estimation, 2017.
     """
     layer = autoregressive(affine(), hidden_size=hidden_size, num_blocks=num_blocks)
-    return flow(layer, num_layers=num_layers)
+    return flow(layer, num_layers=num_layers, base=base)

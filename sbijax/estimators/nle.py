@@ -31,7 +31,15 @@ from sbijax.base import (
 )
 from sbijax.checks import check_like, check_network, check_record, describe
 from sbijax.data import flatten, holds_trials
-from sbijax.densities import maf, mixed, nsf_autoregressive
+from sbijax.densities import (
+    autoregressive,
+    flow,
+    maf,
+    mixed,
+    nsf_autoregressive,
+    spline,
+    unconditional,
+)
 from sbijax.estimators._data import (
     count_invalid_theta,
     observed_range,
@@ -65,7 +73,7 @@ def make_nle(
             leaves; for example `{"choice": 2, "time": 0}`.
         density: conditional density on R^K, with K the number of continuous
             entries of x; by default a small masked autoregressive flow, of affine
-            layers, or of splines where K is 1.
+            layers over one spline, or of splines where K is 1.
         embedding: network from the vector form z of theta `[D]` and the
             standardised theta (its pytree) to a context vector `[H]`, trained
             together with the density.
@@ -225,8 +233,12 @@ def make_nle(
 def _default_density(num_dims: int) -> Density:
     """What is best on held-out data; one affine dimension stays normal, however deep.
 
-    Small layers overfit less than large ones, and sample faster.
+    Small layers overfit less than large ones, and sample faster.  What affine layers
+    hardly learn, such as noise of two widths, a spline of their residuals does; blind
+    to theta and slow it overfits little, and leaves to them what they can learn.
     """
     if num_dims == 1:
         return nsf_autoregressive(num_layers=2, hidden_size=32)
-    return maf(num_layers=4, hidden_size=32)
+    shape = autoregressive(spline(gain=0.1), hidden_size=32, num_blocks=1)
+    base = unconditional(flow(shape, num_layers=1))
+    return maf(num_layers=4, hidden_size=32, base=base)

@@ -30,7 +30,7 @@ def spread(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Arra
     Reference:
         LeCun, Bottou, Orr, Mueller. Efficient backprop, 1998.
     """
-    return jnp.full(shape, math.prod(shape[:-1]) ** -0.5, dtype)
+    return jnp.full(shape, max(1, math.prod(shape[:-1])) ** -0.5, dtype)
 
 
 dense = partial(nn.Dense, kernel_init=spread)

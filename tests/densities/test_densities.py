@@ -21,6 +21,7 @@ from sbijax.densities import (
     nsf,
     nsf_autoregressive,
     spline,
+    unconditional,
 )
 from sbijax.densities.autoregressive import MAX_WRITTEN_OUT
 from sbijax.densities.elementwise import Elementwise
@@ -42,6 +43,11 @@ DENSITIES = {
     "mdn": mdn(num_components=3, network=small_mlp),
     "affine_coupling": flow(
         coupling(affine(), conditioner=small_conditioner), num_layers=2
+    ),
+    "maf_over_a_spline": maf(
+        num_layers=2,
+        hidden_size=16,
+        base=unconditional(nsf(num_layers=1, num_bins=5, hidden_size=16)),
     ),
 }
 CONTEXT = jnp.array([0.7, -1.2])
@@ -167,6 +173,27 @@ def test_flows_start_as_a_standard_normal(name, num_dims):
     net = density.init(jax.random.key(1), y, CONTEXT)
     expected = scipy.stats.norm.logpdf(np.asarray(y)).sum()
     np.testing.assert_allclose(density.log_prob(net, y, CONTEXT), expected, rtol=1e-4)
+
+
+def test_an_unconditional_density_is_blind_to_the_context():
+    density = unconditional(DENSITIES["maf"])
+    y = jnp.array([0.3, -0.4])
+    net = perturb(density.init(jax.random.key(1), y, CONTEXT), 0.3)
+    one, other = (density.log_prob(net, y, c) for c in (CONTEXT, -CONTEXT))
+    assert one == other
+    key = jax.random.key(2)
+    one, other = (
+        density.sample(net, jax.random.clone(key), c, shape=(5, 2))
+        for c in (CONTEXT, -CONTEXT)
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+def test_bases_that_are_none():
+    with pytest.raises(TypeError, match="base must be"):
+        flow(coupling(affine()), num_layers=1, base=affine())
+    with pytest.raises(TypeError, match="density must be"):
+        unconditional(affine())
 
 
 @pytest.mark.parametrize("name", DENSITIES)

@@ -174,6 +174,18 @@ def test_absurd_splines(make):
         make()
     with pytest.raises(TypeError, match="num_bins must be an integer, got 4.0"):
         spline(num_bins=4.0)
+    with pytest.raises(ValueError, match="gain of a spline"):
+        spline(gain=0.0)
+
+
+def test_gain_multiplies_the_parameters():
+    slow, fast = spline(gain=0.1), spline()
+    y = jnp.linspace(-4.0, 4.0, 20)
+    params = jnp.asarray(RNG.normal(size=(20, fast.num_params)), jnp.float32)
+    for one, other in zip(
+        slow.forward(y, params), fast.forward(y, 0.1 * params), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 @pytest.mark.parametrize("y", [-1.25, 0.0, 2.5])
