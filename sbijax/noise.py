@@ -22,8 +22,8 @@ def normal(key: Array, shape: tuple[int, ...], dtype: Any = None) -> Array:
     Example:
         >>> import jax
         >>> from sbijax.noise import normal
-        >>> key, shape = jax.random.key(0), (4, 3)
-        >>> bool((normal(key, shape) == jax.random.normal(key, shape)).all())
+        >>> ours = normal(jax.random.key(0), (4, 3))
+        >>> bool((ours == jax.random.normal(jax.random.key(0), (4, 3))).all())
         True
     """
     return _in_one_row(jax.random.normal, key, shape, dtype)
@@ -35,8 +35,8 @@ def uniform(key: Array, shape: tuple[int, ...], dtype: Any = None) -> Array:
     Example:
         >>> import jax
         >>> from sbijax.noise import uniform
-        >>> key, shape = jax.random.key(0), (4, 3)
-        >>> bool((uniform(key, shape) == jax.random.uniform(key, shape)).all())
+        >>> ours = uniform(jax.random.key(0), (4, 3))
+        >>> bool((ours == jax.random.uniform(jax.random.key(0), (4, 3))).all())
         True
     """
     return _in_one_row(jax.random.uniform, key, shape, dtype)
