@@ -80,12 +80,17 @@ class _Made(nn.Module):
         self.leave = _MaskedDense(hidden, outputs, zero=True)
 
     def __call__(self, y: Array, context: Array) -> Array:
-        h = self.enter(y) + self.context(context)
+        h = self.enter(y) + self._of_context(context)
         for k in range(0, 2 * self.num_blocks, 2):
             r = self.stay[k](self.activation(h))
             h = h + self.stay[k + 1](self.activation(r))
         out = self.leave(self.activation(h))
         return out.reshape(self.num_dims, self.num_params)
+
+    def _of_context(self, context: Array) -> Array:
+        # Optimizers and checkpoints do not like a kernel without numbers.
+        zero = jnp.zeros(self.hidden_size, context.dtype)
+        return self.context(context) if context.size else zero
 
     def solve(
         self, z: Array, context: Array, inverse: Callable[[Array, Array], Array]
@@ -97,7 +102,7 @@ class _Made(nn.Module):
         """
         layers = (self.enter, *self.stay, self.leave)
         waiting = [layer.bias for layer in layers]
-        waiting[0] = waiting[0] + self.context(context)
+        waiting[0] = waiting[0] + self._of_context(context)
 
         def add(k: int, h: Array, degree: int) -> None:
             waiting[k] = waiting[k] + layers[k].share(h, degree)

@@ -103,6 +103,10 @@ def maf(
         num_blocks: residual blocks of two layers in each conditioner.
         base: density of what the layers map y to, by default a standard normal.
 
+    Raises:
+        TypeError: `base` is not a `Density`.
+        ValueError: a size is below 1.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from sbijax.densities import maf

@@ -85,7 +85,7 @@ def _shrunken(
     share = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
     z = _scaled(z, share)
     regressors = jnp.concatenate([z, _scaled(z**2, share)], axis=1)
-    gram = regressors.T @ (share[:, None] * regressors)
+    gram = jnp.matmul(regressors.T, share[:, None] * regressors, precision="highest")
     gram = gram + _RIDGE * jnp.eye(len(gram), dtype=gram.dtype)
     num = len(gram)
     by_chance = num + _DEVIATIONS * (2 * num) ** 0.5

@@ -24,7 +24,7 @@ _TRUNCATION = 2.0  # standard deviations of the normal before
 _TRUNCATED_SD = 0.87962566103423978
 
 
-def spread(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def spread(key: Array, shape: tuple[int, ...], dtype: Any = float) -> Array:
     """The standard deviation of every entry of a kernel, 1 / inputs^.5.
 
     Reference:

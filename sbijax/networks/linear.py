@@ -112,28 +112,34 @@ def _best_slope(
     Everything follows from the moments of the centred `f` and `z`.
     """
     weighted = share[:, None] * f
-    square = (share[:, None] * z).T @ z
+    square = _product((share[:, None] * z).T, z)
     eye = _MIN_VARIANCE * jnp.eye(len(square), dtype=z.dtype)
-    values, vectors = jnp.linalg.eigh(weighted.T @ f)
+    values, vectors = jnp.linalg.eigh(_product(weighted.T, f))
     values = jnp.maximum(values, 0.0)
-    cross = vectors.T @ (weighted.T @ z)
+    cross = _product(vectors.T, _product(weighted.T, z))
 
     def judge(penalty: Array) -> tuple[Array, Array, Array]:
         slope = cross / (values + penalty)[:, None]
         spent = (1.0 + jnp.sum(values / (values + penalty))) / num_rows
-        explained = cross.T @ slope
-        left = square - explained - explained.T + slope.T @ (values[:, None] * slope)
+        explained = _product(cross.T, slope)
+        shrunk = _product(slope.T, values[:, None] * slope)
+        left = square - explained - explained.T + shrunk
         factor = jnp.linalg.cholesky(left + eye)
         log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
         score = log_det - 2 * len(square) * jnp.log(_kept(spent))
         allowed = (spent <= _MAX_SPENT) | jnp.isinf(penalty)
         allowed &= jnp.isfinite(score)  # rounding may leave no covariance
-        return jnp.where(allowed, score, jnp.inf), vectors @ slope, spent
+        return jnp.where(allowed, score, jnp.inf), _product(vectors, slope), spent
 
     scores, slopes, spent = jax.vmap(judge)(jnp.asarray(_PENALTIES, z.dtype))
     good = scores <= jnp.min(scores) + _EQUALLY_WELL / num_rows
     best = len(_PENALTIES) - 1 - jnp.argmax(good[::-1])
     return slopes[best], spent[best]
+
+
+def _product(a: Array, b: Array) -> Array:
+    """A product in full precision: accelerators round to fewer bits by default."""
+    return jnp.matmul(a, b, precision="highest")
 
 
 def _kept(spent: Array) -> Array:

@@ -49,6 +49,13 @@ DENSITIES = {
         hidden_size=16,
         base=unconditional(nsf(num_layers=1, num_bins=5, hidden_size=16)),
     ),
+    "maf_over_a_masked_spline": maf(
+        num_layers=2,
+        hidden_size=16,
+        base=unconditional(
+            nsf_autoregressive(num_layers=1, num_bins=5, hidden_size=16)
+        ),
+    ),
 }
 CONTEXT = jnp.array([0.7, -1.2])
 
@@ -189,7 +196,32 @@ def test_an_unconditional_density_is_blind_to_the_context():
     np.testing.assert_array_equal(one, other)
 
 
-def test_bases_that_are_none():
+def test_no_parameter_is_without_numbers():
+    # Orbax saves none, and no gradient reaches it.
+    density = unconditional(DENSITIES["nsf_autoregressive"])
+    net = density.init(jax.random.key(1), jnp.zeros(3), CONTEXT)
+    assert all(leaf.size for leaf in jax.tree.leaves(net))
+
+
+def test_kernels_have_the_precision_of_their_biases():
+    with jax.enable_x64(True):
+        layer = autoregressive(affine(), hidden_size=8, num_blocks=1)
+        net = layer.init(jax.random.key(1), jnp.zeros(3), jnp.zeros(2))
+    for name, part in net["params"].items():
+        assert part["kernel"].dtype == part["bias"].dtype, name
+
+
+def test_masked_weights_start_with_the_spread_that_keeps_the_scale_of_their_input():
+    layer = autoregressive(affine(), hidden_size=256, num_blocks=1)
+    net = layer.init(jax.random.key(1), jnp.zeros(100), jnp.zeros(100))
+    for name in ("context", "enter", "stay_0", "stay_1"):
+        kernel = np.asarray(net["params"][name]["kernel"])
+        sd = len(kernel) ** -0.5
+        assert abs(kernel.std() - sd) < 4 * sd / np.sqrt(2 * kernel.size), name
+    assert not np.any(net["params"]["leave"]["kernel"])
+
+
+def test_bases_that_are_no_densities():
     with pytest.raises(TypeError, match="base must be"):
         flow(coupling(affine()), num_layers=1, base=affine())
     with pytest.raises(TypeError, match="density must be"):

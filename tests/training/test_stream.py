@@ -294,9 +294,10 @@ def test_it_finds_the_posterior():
 
     exact = dist.Normal(fresh[1] / 2, 0.5**0.5).log_prob(fresh[0])
     found = log_probs(params)
-    # What a maximum-likelihood fit loses is the number of its parameters / 2N.
+    # What a maximum-likelihood fit loses is the number of its parameters / 2N; and a
+    # tenth of half a buffer, 50 rows, chooses among the epochs.
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params.net))
-    allowed = num_params / (2 * size)
+    allowed = num_params / (2 * size) + 1 / 50
     for other in (exact, log_probs(in_memory)):
         gap = np.asarray(other - found)
         assert gap.mean() < allowed + 3 * gap.std() / size**0.5
