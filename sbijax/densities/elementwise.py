@@ -14,6 +14,7 @@ import numpy as np
 
 from sbijax.base import Array
 from sbijax.checks import check_count
+from sbijax.networks.linear import exact_matmul
 
 __all__ = ["Elementwise", "affine", "spline"]
 
@@ -108,9 +109,9 @@ def spline(*, num_bins: int = 8, bound: float = 5.0, gain: float = 1.0) -> Eleme
         """
         share = jnp.exp(raw - jax.lax.stop_gradient(jnp.max(raw, -1, keepdims=True)))
         free = 2.0 * bound * (1.0 - _MIN_BIN * num_bins)
-        total = _exact_matmul(share, np.ones((num_bins, 1)))
+        total = exact_matmul(share, np.ones((num_bins, 1)))
         size = 2.0 * bound * _MIN_BIN + share * (free / total)
-        return size, _exact_matmul(size, np.tri(num_bins, k=-1).T) - bound
+        return size, exact_matmul(size, np.tri(num_bins, k=-1).T) - bound
 
     def select(v: Array, params: Array, of_heights: bool) -> tuple[Array, ...]:
         """The bin that holds `v`: its edges, sizes and slopes, each `[n]`."""
@@ -161,8 +162,3 @@ def spline(*, num_bins: int = 8, bound: float = 5.0, gain: float = 1.0) -> Eleme
         return jnp.where(inside, y_k + w * xi, z)
 
     return Elementwise(3 * num_bins - 1, forward, inverse)
-
-
-def _exact_matmul(a: Array, b: np.ndarray) -> Array:
-    """A product in full precision; accelerators round to fewer bits by default."""
-    return jnp.matmul(a, b.astype(a.dtype), precision="highest")

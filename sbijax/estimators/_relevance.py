@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from sbijax.base import Array, Network, PyTree
 from sbijax.data import data_nodes, flatten, is_trials
-from sbijax.networks.linear import stride
+from sbijax.networks.linear import exact_matmul, stride
 
 __all__ = ["fit_relevance", "fit_relevance_beyond", "weigh", "with_scales"]
 
@@ -85,7 +85,7 @@ def _shrunken(
     share = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
     z = _scaled(z, share)
     regressors = jnp.concatenate([z, _scaled(z**2, share)], axis=1)
-    gram = jnp.matmul(regressors.T, share[:, None] * regressors, precision="highest")
+    gram = exact_matmul(regressors.T, share[:, None] * regressors)
     gram = gram + _RIDGE * jnp.eye(len(gram), dtype=gram.dtype)
     num = len(gram)
     by_chance = num + _DEVIATIONS * (2 * num) ** 0.5

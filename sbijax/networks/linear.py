@@ -28,8 +28,8 @@ import numpy as np
 
 from sbijax.base import Array
 
-__all__ = ["LinearStats", "fit_linear", "from_residual", "predict", "stride"]
-__all__ += ["to_residual"]
+__all__ = ["LinearStats", "exact_matmul", "fit_linear", "from_residual", "predict"]
+__all__ += ["stride", "to_residual"]
 
 _PENALTIES = np.append(np.logspace(-3, 1, 17), np.inf)
 _MAX_SPENT = 0.1  # degrees of freedom per row
@@ -112,24 +112,24 @@ def _best_slope(
     Everything follows from the moments of the centred `f` and `z`.
     """
     weighted = share[:, None] * f
-    square = _product((share[:, None] * z).T, z)
+    square = exact_matmul((share[:, None] * z).T, z)
     eye = _MIN_VARIANCE * jnp.eye(len(square), dtype=z.dtype)
-    values, vectors = jnp.linalg.eigh(_product(weighted.T, f))
+    values, vectors = jnp.linalg.eigh(exact_matmul(weighted.T, f))
     values = jnp.maximum(values, 0.0)
-    cross = _product(vectors.T, _product(weighted.T, z))
+    cross = exact_matmul(vectors.T, exact_matmul(weighted.T, z))
 
     def judge(penalty: Array) -> tuple[Array, Array, Array]:
         slope = cross / (values + penalty)[:, None]
         spent = (1.0 + jnp.sum(values / (values + penalty))) / num_rows
-        explained = _product(cross.T, slope)
-        shrunk = _product(slope.T, values[:, None] * slope)
+        explained = exact_matmul(cross.T, slope)
+        shrunk = exact_matmul(slope.T, values[:, None] * slope)
         left = square - explained - explained.T + shrunk
         factor = jnp.linalg.cholesky(left + eye)
         log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
         score = log_det - 2 * len(square) * jnp.log(_kept(spent))
         allowed = (spent <= _MAX_SPENT) | jnp.isinf(penalty)
         allowed &= jnp.isfinite(score)  # rounding may leave no covariance
-        return jnp.where(allowed, score, jnp.inf), _product(vectors, slope), spent
+        return jnp.where(allowed, score, jnp.inf), exact_matmul(vectors, slope), spent
 
     scores, slopes, spent = jax.vmap(judge)(jnp.asarray(_PENALTIES, z.dtype))
     good = scores <= jnp.min(scores) + _EQUALLY_WELL / num_rows
@@ -137,9 +137,9 @@ def _best_slope(
     return slopes[best], spent[best]
 
 
-def _product(a: Array, b: Array) -> Array:
-    """A product in full precision: accelerators round to fewer bits by default."""
-    return jnp.matmul(a, b, precision="highest")
+def exact_matmul(a: Array, b: Array | np.ndarray) -> Array:
+    """A product in full precision; accelerators round to fewer bits by default."""
+    return jnp.matmul(a, b.astype(a.dtype), precision="highest")
 
 
 def _kept(spent: Array) -> Array:
