@@ -74,7 +74,7 @@ METHODS: dict[str, Callable[[Task, int], Any]] = {
     "npe": lambda task, _: sj.make_npe(task.prior),
     "npse": lambda task, _: sj.make_npse(task.prior),
     "fmpe": lambda task, _: sj.make_fmpe(task.prior),
-    "nle": lambda task, _: sj.make_nle(task.prior),
+    "nle": lambda task, _: sj.make_nle(task.prior, num_categories=task.num_categories),
     "nre": lambda task, _: sj.make_nre(task.prior),
     "npe_ensemble": lambda task, _: sj.ensemble(sj.make_npe(task.prior)),
     "npse_ensemble": lambda task, _: sj.ensemble(sj.make_npse(task.prior)),

@@ -5,7 +5,6 @@ from sbijax.densities.coupling import coupling
 from sbijax.densities.elementwise import affine, spline
 from sbijax.densities.flow import flow, unconditional
 from sbijax.densities.mdn import mdn
-from sbijax.densities.mixed import mixed
 from sbijax.densities.presets import maf, nsf, nsf_autoregressive
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "flow",
     "maf",
     "mdn",
-    "mixed",
     "nsf",
     "nsf_autoregressive",
     "spline",

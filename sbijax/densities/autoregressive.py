@@ -24,7 +24,7 @@ from sbijax.densities.elementwise import Elementwise
 from sbijax.densities.flow import Layer
 from sbijax.networks._layers import dense, spread, to_network
 
-__all__ = ["autoregressive"]
+__all__ = ["_Made", "autoregressive"]
 
 MAX_WRITTEN_OUT = 16
 
@@ -60,11 +60,13 @@ class _MaskedDense(nn.Module):
 class _Made(nn.Module):
     """Residual network with outputs `[D, num_params]`, row i blind to y_i and after.
 
-    With dimensions counted from 0, y_i has degree i + 1 and its parameters have
+    Every dimension has `num_inputs` numbers in the input vector.  With dimensions
+    counted from 0, those of y_i have degree i + 1 and its parameters have
     degree i.  Hidden units have degrees 0..D-1; degree 0 sees only the context.
     """
 
     num_dims: int
+    num_inputs: int
     num_params: int
     hidden_size: int
     num_blocks: int
@@ -73,13 +75,15 @@ class _Made(nn.Module):
     def setup(self) -> None:
         dims = range(self.num_dims)
         hidden = tuple(sorted(i % self.num_dims for i in range(self.hidden_size)))
+        inputs = tuple(i + 1 for i in dims for _ in range(self.num_inputs))
         outputs = tuple(i for i in dims for _ in range(self.num_params))
         self.context = dense(self.hidden_size)
-        self.enter = _MaskedDense(tuple(i + 1 for i in dims), hidden)
+        self.enter = _MaskedDense(inputs, hidden)
         self.stay = [_MaskedDense(hidden, hidden) for _ in range(2 * self.num_blocks)]
         self.leave = _MaskedDense(hidden, outputs, zero=True)
 
     def __call__(self, y: Array, context: Array) -> Array:
+        """What the elementwise map of every dimension needs, `[D, num_params]`."""
         h = self.enter(y) + self._of_context(context)
         for k in range(0, 2 * self.num_blocks, 2):
             r = self.stay[k](self.activation(h))
@@ -163,7 +167,7 @@ def autoregressive(
     def network(num_dims: int) -> tuple[Network, Callable[..., Array]]:
         # Every dimension needs a hidden unit of its degree.
         width = max(hidden_size, num_dims)
-        made = _Made(num_dims, elementwise.num_params, width, num_blocks, activation)
+        made = _Made(num_dims, 1, elementwise.num_params, width, num_blocks, activation)
         solve: Any = partial(made.apply, method=made.solve)
         return to_network(made), solve
 

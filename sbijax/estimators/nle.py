@@ -7,8 +7,8 @@ A conditional density q_phi is fitted to pairs (theta, x) by
 and a sampler draws from p(theta) q_phi*(x_o | theta).  The density lives on
 y in R^K, the white residual of a linear regression of the standardised x on
 theta: where they are jointly Gaussian the untrained flow is already the
-likelihood.  Discrete entries of x get probabilities, and the continuous ones a
-density given them.
+likelihood.  Discrete entries of x get probabilities, which start from a logistic
+regression on theta, and the continuous ones a density given them.
 """
 
 from collections.abc import Callable
@@ -35,11 +35,11 @@ from sbijax.densities import (
     autoregressive,
     flow,
     maf,
-    mixed,
     nsf_autoregressive,
     spline,
     unconditional,
 )
+from sbijax.densities._categorical import Categorical, categorical
 from sbijax.estimators._data import (
     count_invalid_theta,
     observed_range,
@@ -51,6 +51,7 @@ from sbijax.estimators._unnormalised import unnormalised_posterior
 from sbijax.losses import negative_log_density
 from sbijax.networks import resnet, robust
 from sbijax.networks.linear import fit_linear, from_residual, to_residual
+from sbijax.networks.logistic import fit_logistic, to_logits
 
 __all__ = ["make_nle"]
 
@@ -120,12 +121,15 @@ def make_nle(
     )
     theta_scale, kinds = robust(), make_kinds(num_categories)
 
-    def density_of(x: PyTree) -> Density:
-        """The density of all entries of x, the discrete ones first."""
-        sizes = kinds.sizes(x)
-        num_continuous = sum(leaf.size for leaf in kinds.split(x)[1])
-        base = _default_density(num_continuous) if density is None else density
-        return mixed(base, num_categories=sizes) if sizes else base
+    def parts_of(x: PyTree) -> tuple[Categorical | None, Density | None]:
+        """What describes the discrete entries of x, and what the continuous ones."""
+        sizes, (discrete, continuous) = kinds.sizes(x), kinds.split(x)
+        num_dims = sum(leaf.size for leaf in continuous)
+        rest = _default_density(num_dims) if density is None else density
+        return (
+            categorical(sizes) if discrete else None,
+            rest if continuous else None,
+        )
 
     def to_vectors(scale: PyTree, x: PyTree) -> tuple[Array, Array]:
         """Discrete entries, and standardised continuous ones."""
@@ -133,7 +137,7 @@ def make_nle(
         return flatten(discrete), flatten(standardizer.forward(scale, continuous))
 
     def init_fn(key: Array, sims: Simulations) -> Params:
-        embedding_key, density_key = jax.random.split(key)
+        embedding_key, discrete_key, rest_key = jax.random.split(key, 3)
         if holds_trials(sims.x):
             raise ValueError(
                 "NLE learns the density of one trial, but x holds Trials. Simulate "
@@ -144,16 +148,22 @@ def make_nle(
         z = jax.vmap(prior.to_vector)(theta)
         scale = standardizer.fit(kinds.split(x)[1], weight)
         discrete, targets = jax.vmap(lambda one: to_vectors(scale, one))(x)
-        impossible = (weight > 0) & ~jax.vmap(kinds.is_possible)(x)
+        possible = jax.vmap(kinds.is_possible)(x)
+        choice, rest = parts_of(example.x)
+        x_stats = {
+            "scale": scale,
+            "range": observed_range(x),
+            "linear": fit_linear(z, targets, weight),
+        }
+        if choice is not None:
+            counted = jnp.where(possible, weight, 0.0)
+            x_stats["logistic"] = fit_logistic(z, discrete, counted, choice.sizes)
         stats = Stats(
             example=example,
             theta=theta_scale.fit(theta, weight),
-            x={
-                "scale": scale,
-                "range": observed_range(x),
-                "linear": fit_linear(z, targets, weight),
-            },
-            num_outside=count_invalid_theta(prior, sims) + jnp.sum(impossible),
+            x=x_stats,
+            num_outside=count_invalid_theta(prior, sims)
+            + jnp.sum((weight > 0) & ~possible),
         )
         inputs = see(stats, example.theta, z[0])
         embedding_net = embedding.init(embedding_key, *inputs)
@@ -163,11 +173,12 @@ def make_nle(
                 "embedding must map one theta to a vector [H], got "
                 f"{describe(context)} for theta {describe(example.theta)}."
             )
-        y = jnp.concatenate([discrete[0], targets[0]])
-        net = {
-            "embedding": embedding_net,
-            "density": density_of(example.x).init(density_key, y, context),
-        }
+        net = {"embedding": embedding_net}
+        if choice is not None:
+            net["choice"] = choice.init(discrete_key, context)
+            context = choice.join(context, discrete[0])
+        if rest is not None:
+            net["density"] = rest.init(rest_key, targets[0], context)
         return Params(net, stats)
 
     def see(stats: Stats, theta: PyTree, z: Array) -> tuple[Array, PyTree]:
@@ -180,37 +191,45 @@ def make_nle(
         return embedding.apply(params.net["embedding"], *inputs).astype(z.dtype)
 
     def likelihood_of(params: Params, x: PyTree) -> Callable[[PyTree, Array], Array]:
-        scale, linear = params.stats.x["scale"], params.stats.x["linear"]
-        discrete, target = to_vectors(scale, x)
-        log_det = standardizer.log_det(scale, kinds.split(x)[1]) + linear.log_det
+        net, stats = params.net, params.stats.x
+        choice, rest = parts_of(x)
+        discrete, target = to_vectors(stats["scale"], x)
+        linear, possible = stats["linear"], kinds.is_possible(x)
+        log_det = standardizer.log_det(stats["scale"], kinds.split(x)[1])
 
         def log_likelihood(theta: PyTree, z: Array) -> Array:
-            context = embed(params, theta, z)
-            y = jnp.concatenate([discrete, to_residual(linear, target, z)])
-            log_q = density_of(x).log_prob(params.net["density"], y, context)
-            return log_q + log_det
+            context, log_q = embed(params, theta, z), log_det + linear.log_det
+            if choice is not None:
+                start = to_logits(stats["logistic"], z)
+                log_p = choice.log_prob(net["choice"], discrete, context, start)
+                log_q = jnp.where(possible, log_q + log_p, -jnp.inf)
+                context = choice.join(context, discrete)
+            if rest is not None:
+                y = to_residual(linear, target, z)
+                log_q = log_q + rest.log_prob(net["density"], y, context)
+            return log_q
 
         return log_likelihood
 
     def emulate_fn(params: Params, key: Array, theta: PyTree) -> PyTree:
-        example = params.stats.example
+        net, stats, example = params.net, params.stats.x, params.stats.example
+        choice, rest = parts_of(example.x)
         theta = check_like(theta, example.theta, "theta")
-        scale, linear = params.stats.x["scale"], params.stats.x["linear"]
         z = prior.to_vector(theta)
         context = embed(params, theta, z)
         discrete, continuous = kinds.split(example.x)
-        num_discrete = sum(leaf.size for leaf in discrete)
-        num_dims = num_discrete + sum(leaf.size for leaf in continuous)
-        y = density_of(example.x).sample(
-            params.net["density"], key, context, shape=(1, num_dims)
-        )[0]
-        values = from_residual(linear, y[num_discrete:], z)
-        values = unflatten(values, continuous)
-        return kinds.merge(
-            unflatten(y[:num_discrete], discrete),
-            standardizer.inverse(scale, values),
-            example.x,
-        )
+        discrete_key, rest_key = jax.random.split(key)
+        if choice is not None:
+            start = to_logits(stats["logistic"], z)
+            values = choice.sample(net["choice"], discrete_key, context, start)
+            context = choice.join(context, values)
+            discrete = unflatten(values, discrete)
+        if rest is not None:
+            shape = (1, stats["linear"].loc.size)
+            y = rest.sample(net["density"], rest_key, context, shape=shape)[0]
+            target = unflatten(from_residual(stats["linear"], y, z), continuous)
+            continuous = standardizer.inverse(stats["scale"], target)
+        return kinds.merge(discrete, continuous, example.x)
 
     def log_density(params: Params, theta: PyTree, x: PyTree) -> Array:
         """log q(x | theta), or 0 for x that `num_categories` rules out."""

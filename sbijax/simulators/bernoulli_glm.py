@@ -103,6 +103,7 @@ def bernoulli_glm_raw() -> Task:
         simulator=_simulate_spikes,
         log_likelihood=_log_likelihood_of_spikes,
         x_observed=jnp.array([float(spike) for spike in _OBSERVED_SPIKES]),
+        num_categories=2,
     )
 
 

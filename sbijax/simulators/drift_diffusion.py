@@ -76,6 +76,7 @@ def drift_diffusion() -> Task:
         simulator=_simulator,
         log_likelihood=_log_likelihood,
         x_observed=None,
+        num_categories={"choice": 2, "time": 0},
     )
 
 

@@ -20,7 +20,8 @@ class Task(NamedTuple):
     log p(x | theta) of one theta and one x, normalised over x, -inf and never
     NaN where the model cannot give x; None where it is not known.
     `x_observed` is the data to infer theta from, in the form of one x; None
-    where the task has none.
+    where the task has none.  `num_categories` tells which leaves of x are discrete,
+    in the form that `make_nle` takes; None where none is.
 
     Example:
         >>> import jax
@@ -38,6 +39,7 @@ class Task(NamedTuple):
     simulator: Callable[[Array, PyTree], PyTree]
     log_likelihood: Callable[[PyTree, PyTree], Array] | None
     x_observed: PyTree | None
+    num_categories: PyTree | None = None
 
 
 def task_factory(build: Callable[[], Task]) -> Callable[[], Task]:

@@ -75,7 +75,8 @@ def report_run(info: TrainInfo, config: TrainConfig) -> None:
     elif num_epochs > 1 and float(info.best_loss) >= val_loss[0]:
         messages.append(
             "training stopped on a plateau: the validation loss never improved on "
-            f"the first epoch ({val_loss[0]:.3f}); try another "
+            f"the first epoch ({val_loss[0]:.3f}). The start may be as good as it "
+            "gets, as for data that are jointly Gaussian; else try another "
             "learning_rate, or check that x carries information on theta."
         )
     gap = float(val_loss[best] - train_loss[best])
