@@ -22,7 +22,7 @@ __all__ = ["Categorical", "categorical"]
 
 
 class Categorical(NamedTuple):
-    """The functions of the distribution, and the number of values of every entry.
+    """The number of values of every entry, and the functions of the distribution.
 
     `init(key, context)` gives a network that leaves the logits `start` `[D, K]` as
     they are; `log_prob(net, y, context, start)` is of one y `[D]` of possible values,

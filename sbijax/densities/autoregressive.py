@@ -83,7 +83,7 @@ class _Made(nn.Module):
         self.leave = _MaskedDense(hidden, outputs, zero=True)
 
     def __call__(self, y: Array, context: Array) -> Array:
-        """What the elementwise map of every dimension needs, `[D, num_params]`."""
+        """Row i, from the numbers of the dimensions before i and the context."""
         h = self.enter(y) + self._of_context(context)
         for k in range(0, 2 * self.num_blocks, 2):
             r = self.stay[k](self.activation(h))
@@ -99,7 +99,7 @@ class _Made(nn.Module):
     def solve(
         self, z: Array, context: Array, inverse: Callable[[Array, Array], Array]
     ) -> Array:
-        """The y with `y = inverse(z, self(y, context))`.
+        """The y with `y = inverse(z, self(y, context))`, of one number per dimension.
 
         Degree by degree: the units of a degree are complete when those below
         are, and then add their share to all that is still waiting.

@@ -123,13 +123,12 @@ def make_nle(
 
     def parts_of(x: PyTree) -> tuple[Categorical | None, Density | None]:
         """What describes the discrete entries of x, and what the continuous ones."""
-        sizes, (discrete, continuous) = kinds.sizes(x), kinds.split(x)
+        sizes, (_, continuous) = kinds.sizes(x), kinds.split(x)
+        choice = categorical(sizes) if sizes else None
         num_dims = sum(leaf.size for leaf in continuous)
-        rest = _default_density(num_dims) if density is None else density
-        return (
-            categorical(sizes) if discrete else None,
-            rest if continuous else None,
-        )
+        if not num_dims:
+            return choice, None
+        return choice, _default_density(num_dims) if density is None else density
 
     def to_vectors(scale: PyTree, x: PyTree) -> tuple[Array, Array]:
         """Discrete entries, and standardised continuous ones."""

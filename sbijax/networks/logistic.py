@@ -45,13 +45,14 @@ def fit_logistic(
 
     Newton's method, of which a step is halved where it does not help.  The blocks of
     its Hessian that couple the values of one entry are left out and those on the
-    diagonal doubled, which bounds it: for two values the steps are the exact ones.
-    With more than 512 features the logits are constants.
+    diagonal doubled, which bounds it: for two values the steps are the exact ones, for
+    more they are shorter.  With more than 512 features the logits are constants.  Of
+    more than 50 million numbers in a copy, every second row is used, or fewer.
 
     Args:
         features: `[N, F]`, of order one.
-        y: whole numbers `[N, D]`; others count as none of the values.
-        weight: `[N]`; rows of weight 0 must be finite and have no effect.
+        y: whole numbers `[N, D]`; others count as missing.
+        weight: `[N]`, in any unit; rows of weight 0 must be finite and have no effect.
         sizes: number of values of every entry of y.
 
     Example:
@@ -62,11 +63,14 @@ def fit_logistic(
         >>> to_logits(coefficients, jnp.array([1.0])).argmax(axis=-1).tolist()
         [1]
     """
-    step = stride(*features.shape)
+    step = stride(len(y), max(features.shape[1], len(sizes) * max(sizes)))
     features, y, weight = (a[::step] for a in (features, y, weight))
+    total = jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
+    weight = weight * jnp.sum(weight > 0) / total
     used = features if features.shape[1] <= _MAX_FEATURES else features[:, :0]
     inputs = jnp.concatenate([jnp.ones_like(weight)[:, None], used], axis=1)
     hot = jax.vmap(lambda row: one_hot(row, sizes))(y)
+    counted = weight[:, None, None] * jnp.sum(hot, axis=2, keepdims=True)
     eye = jnp.eye(inputs.shape[1], dtype=inputs.dtype)
     exists = _exists(sizes)[:, :, None]
 
@@ -78,12 +82,12 @@ def fit_logistic(
     def objective(coefficients: Array) -> Array:
         chosen = jnp.where(hot > 0, log_probs(coefficients), 0.0)
         penalty = jnp.sum(coefficients**2, axis=(1, 2)) / 2.0
-        return weight @ jnp.sum(chosen, axis=2) - penalty
+        return exact_matmul(weight[None], jnp.sum(chosen, axis=2))[0] - penalty
 
     def direction(coefficients: Array) -> Array:
         p = jnp.exp(log_probs(coefficients))
-        curvature = 2.0 * weight[:, None, None] * p * (1.0 - p)
-        gap = weight[:, None, None] * (hot - p)
+        curvature = 2.0 * counted * p * (1.0 - p)
+        gap = counted * (hot - p)
 
         def solve(column: tuple[Array, Array, Array]) -> Array:
             bend, pull, old = column
@@ -107,12 +111,12 @@ def fit_logistic(
         new = old + length[:, None, None] * direction(old)
         new_value = objective(new)
         better = new_value >= value
-        gain = new_value - value
+        far = jnp.where(better, new_value - value > _TOLERANCE, length > _MIN_LENGTH)
         return _Search(
             jnp.where(better[:, None, None], new, old),
             jnp.where(better, new_value, value),
             jnp.where(better, 1.0, length / 2.0),
-            jnp.where(better, gain > _TOLERANCE, length > _MIN_LENGTH),
+            state.rising & far,
             num_steps + 1,
         )
 
@@ -129,7 +133,8 @@ def fit_logistic(
 
 def to_logits(coefficients: Array, features: Array) -> Array:
     """Logits `[D, K]` of one example with features `[F]`."""
-    return coefficients[:, :, 0] + coefficients[:, :, 1:] @ features
+    slopes = coefficients[:, :, 1:]
+    return coefficients[:, :, 0] + exact_matmul(slopes, features[:, None])[:, :, 0]
 
 
 def one_hot(y: Array, sizes: Sequence[int]) -> Array:

@@ -76,7 +76,7 @@ def report_run(info: TrainInfo, config: TrainConfig) -> None:
         messages.append(
             "training stopped on a plateau: the validation loss never improved on "
             f"the first epoch ({val_loss[0]:.3f}). The start may be as good as it "
-            "gets, as for data that are jointly Gaussian; else try another "
+            "gets, as where a linear or logistic regression is exact; else try another "
             "learning_rate, or check that x carries information on theta."
         )
     gap = float(val_loss[best] - train_loss[best])

@@ -62,12 +62,17 @@ def test_it_finds_the_coefficients():
         assert np.max(np.abs(gaps[0] - gaps[1])) < 0.12  # five standard errors
 
 
-def test_rows_of_weight_zero_and_values_that_do_not_exist_have_no_effect():
+def test_what_does_not_count_has_no_effect():
     f, _, y = draw(300)
+    expected = fit_logistic(f[100:], y[100:], jnp.ones(200), SIZES)
+    assert not np.any(expected[0, 2:])  # values that do not exist
     weight = jnp.ones(300).at[:100].set(0.0)
-    expected = fit_logistic(f[100:], y[100:], weight[100:], SIZES)
-    junk = fit_logistic(f.at[:100].set(9.0), y.at[:100].set(7.0), weight, SIZES)
+    junk = fit_logistic(f.at[:100].set(9.0), y, weight, SIZES)
     np.testing.assert_allclose(junk, expected, atol=1e-4)
+    missing = fit_logistic(f, y.at[:100].set(7.0), jnp.ones(300), SIZES)
+    np.testing.assert_allclose(missing, expected, atol=1e-4)
+    small = fit_logistic(f[100:], y[100:], jnp.full(200, 1e-3), SIZES)
+    np.testing.assert_allclose(small, expected, atol=1e-4)
 
 
 def test_of_very_many_features_the_shares_are_left():

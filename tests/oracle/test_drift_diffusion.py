@@ -13,7 +13,6 @@ from sbijax.simulators.drift_diffusion import _probability_of_upper
 pytestmark = pytest.mark.slow
 
 TASK = sj.simulators.drift_diffusion()
-CATEGORIES = {"choice": 2, "time": 0}
 NUM_TRIALS = 50
 NUM_DRAWS = 2_000
 
@@ -25,7 +24,7 @@ def simulate(seed, num):
 
 @pytest.fixture(scope="module")
 def trained():
-    nle = sj.make_nle(TASK.prior, num_categories=CATEGORIES)
+    nle = sj.make_nle(TASK.prior, num_categories=TASK.num_categories)
     params, _ = sj.train(
         jax.random.key(1), nle, simulate(0, 20_000), batch_size=400, progress=False
     )

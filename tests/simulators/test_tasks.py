@@ -76,6 +76,18 @@ def test_name_and_shapes(factory):
 
 
 @pytest.mark.parametrize("factory", TASKS)
+def test_discrete_leaves_have_the_values_that_are_declared(factory):
+    task = factory()
+    if task.num_categories is None:
+        pytest.skip("all of x is continuous")
+    theta_keys, x_keys = jax.random.split(jax.random.key(0), (2, 200))
+    x = jax.vmap(task.simulator)(x_keys, jax.vmap(task.prior.sample)(theta_keys))
+    sizes = jax.tree.leaves(task.num_categories)
+    for leaf, size in zip(jax.tree.leaves(x), sizes, strict=True):
+        assert not size or set(np.unique(leaf)) == set(range(size))
+
+
+@pytest.mark.parametrize("factory", TASKS)
 def test_same_record_each_time(factory):
     assert factory() is factory()
 
