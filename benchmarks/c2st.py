@@ -78,8 +78,10 @@ _HALVES = {
     + ("second mode .2", "second mode .4", "second mode .9"),
     "gaussian_mixture": ("same", "shifted .1", "shifted .3", "shifted 1", "widened 1.2")
     + ("widened 2", "second mode .2", "second mode .9"),
-    "slcp": ("same", "shifted .3", "shifted 1", "widened 2", "second mode .2"),
-    "gaussian_linear": ("same", "shifted .1", "shifted .3", "widened 1.2"),
+    "slcp": ("same", "shifted .1", "shifted .3", "shifted 1", "widened 2")
+    + ("second mode .2", "second mode .4"),
+    "gaussian_linear": ("same", "shifted .1", "shifted .3", "shifted 1", "widened 1.2")
+    + ("widened 2", "second mode .4"),
 }
 _OTHERS = {
     "two_moons": ("same", "shifted .02", "widened 1.02"),
