@@ -44,7 +44,8 @@ def categorical(
 
     Args:
         sizes: number of values of every entry.
-        hidden_size: width of the masked residual network, D if that is more.
+        hidden_size: width of the masked residual network of several entries, D if that
+            is more; a single one has the default `resnet`.
         num_blocks: its number of residual blocks.
 
     Example:
@@ -62,9 +63,7 @@ def categorical(
     """
     num_dims, num_values = len(sizes), max(sizes)
     if num_dims == 1:
-        network = resnet(
-            num_values, hidden_size=hidden_size, num_blocks=num_blocks, zero_output=True
-        )
+        network = resnet(num_values, zero_output=True)
     else:
         width = max(hidden_size, num_dims)
         made = _Made(num_dims, num_values, num_values, width, num_blocks, nn.silu)

@@ -69,6 +69,16 @@ def test_emulated_data_follow_the_likelihood(mixed):
     assert abs(ratio.mean() - 1.0) < 5 * ratio.std() / len(ratio) ** 0.5
 
 
+def test_the_continuous_entries_depend_on_the_discrete_ones(mixed):
+    nle, params = mixed
+    score = jax.vmap(
+        lambda c, t: nle.log_likelihood(params, 0.4, {"choice": c, "time": t}),
+        (None, 0),
+    )
+    time = jnp.linspace(-1.0, 1.0, 5)
+    assert np.ptp(score(0.0, time) - score(1.0, time)) > 1e-3
+
+
 def test_emulator_is_one_program_for_many_thetas(mixed):
     nle, params = mixed
     emulate = jax.jit(jax.vmap(lambda k, t: nle.emulate(params, k, t)))
@@ -86,7 +96,7 @@ def test_log_prob_is_likelihood_plus_prior(mixed):
 
 def test_impossible_values_have_no_likelihood(mixed):
     nle, params = mixed
-    for choice in (2.0, -1.0, 0.5):
+    for choice in (2.0, -1.0, 0.5, jnp.nan, jnp.inf):
         x = {"choice": choice, "time": 0.3}
         assert nle.log_likelihood(params, 0.4, x) == -jnp.inf
 
