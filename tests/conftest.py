@@ -22,6 +22,10 @@ def pytest_configure(config):
 
     Most of the time goes into compiling, and much of it is the same in many tests.
     """
+    # The first import of a day writes a file, and fails if another process does so at
+    # the same moment.  This one comes before the workers start.
+    import arviz  # noqa: F401
+
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="sbijax-tests-")
         config.add_cleanup(folder.cleanup)
