@@ -8,10 +8,12 @@ and a sampler draws from p(theta) q_phi*(x_o | theta).  The density lives on
 y in R^K, the white residual of a linear regression of the standardised x on
 theta: where they are jointly Gaussian the untrained flow is already the
 likelihood.  Discrete entries of x get probabilities, which start from a logistic
-regression on theta, and the continuous ones a density given them.
+regression on theta, and the continuous ones a density given them; whole numbers among
+these are spread over the cells between them.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +42,13 @@ from sbijax.densities import (
     unconditional,
 )
 from sbijax.densities._categorical import Categorical, categorical
+from sbijax.estimators._counts import (
+    cell_centres,
+    find_counts,
+    from_reals,
+    jitter,
+    to_reals,
+)
 from sbijax.estimators._data import (
     count_invalid_theta,
     observed_range,
@@ -71,7 +80,9 @@ def make_nle(
         prior: the prior of theta.
         num_categories: for discrete or mixed x, a pytree in the structure of x
             that tells how many values 0, 1, ... each leaf has, 0 for continuous
-            leaves; for example `{"choice": 2, "time": 0}`.
+            leaves; for example `{"choice": 2, "time": 0}`.  Whole numbers without a
+            small bound need none: entries that are whole in all simulations get
+            probabilities too, as integrals of a density over cells of width 1.
         density: conditional density on R^K, with K the number of continuous
             entries of x; by default a small masked autoregressive flow, of affine
             layers over one spline, or of splines where K is 1.
@@ -105,6 +116,8 @@ def make_nle(
         likelihood-free inference with autoregressive flows, 2019.
         Boelts, Lueckmann, Gao, Macke. Flexible and efficient simulation-based
         inference for models of decision-making, 2022.
+        Theis, van den Oord, Bethge. A note on the evaluation of generative models,
+        2016 (whole numbers spread over cells).
     """
     if embedding is None:
         embedding = resnet(32, hidden_size=64, num_blocks=3)
@@ -130,13 +143,21 @@ def make_nle(
             return choice, None
         return choice, _default_density(num_dims) if density is None else density
 
-    def to_vectors(scale: PyTree, x: PyTree) -> tuple[Array, Array]:
-        """Discrete entries, and standardised continuous ones."""
+    def move(x: PyTree, how: Callable[[list], list]) -> PyTree:
+        """x with other continuous leaves."""
         discrete, continuous = kinds.split(x)
-        return flatten(discrete), flatten(standardizer.forward(scale, continuous))
+        return kinds.merge(discrete, how(continuous), x)
+
+    def to_vectors(stats_x: PyTree, x: PyTree) -> tuple[Array, Array, Array]:
+        """Discrete entries, standardised continuous ones, the log of their slopes."""
+        discrete, continuous = kinds.split(x)
+        reals, log_det = to_reals(stats_x["counts"], continuous)
+        targets = standardizer.forward(stats_x["scale"], reals)
+        log_det += standardizer.log_det(stats_x["scale"], reals)
+        return flatten(discrete), flatten(targets), log_det
 
     def init_fn(key: Array, sims: Simulations) -> Params:
-        embedding_key, discrete_key, rest_key = jax.random.split(key, 3)
+        embedding_key, discrete_key, rest_key, cell_key = jax.random.split(key, 4)
         if holds_trials(sims.x):
             raise ValueError(
                 "NLE learns the density of one trial, but x holds Trials. Simulate "
@@ -145,12 +166,17 @@ def make_nle(
         example, sims = split_example(sims)
         theta, x, weight = sims
         z = jax.vmap(prior.to_vector)(theta)
-        scale = standardizer.fit(kinds.split(x)[1], weight)
-        discrete, targets = jax.vmap(lambda one: to_vectors(scale, one))(x)
+        counts = find_counts(kinds.split(x)[1], weight)
+        moved = move(x, partial(jitter, counts, cell_key))
+        reals, _ = to_reals(counts, kinds.split(moved)[1])
+        scale = standardizer.fit(reals, weight)
+        read = partial(to_vectors, {"scale": scale, "counts": counts})
+        discrete, targets, _ = jax.vmap(read)(moved)
         possible = jax.vmap(kinds.is_possible)(x)
         choice, rest = parts_of(example.x)
         x_stats = {
             "scale": scale,
+            "counts": counts,
             "range": observed_range(x),
             "linear": fit_linear(z, targets, weight),
         }
@@ -190,11 +216,15 @@ def make_nle(
         return embedding.apply(params.net["embedding"], *inputs).astype(z.dtype)
 
     def likelihood_of(params: Params, x: PyTree) -> Callable[[PyTree, Array], Array]:
+        centres = partial(cell_centres, params.stats.x["counts"])
+        return density_of(params, move(x, centres))
+
+    def density_of(params: Params, x: PyTree) -> Callable[[PyTree, Array], Array]:
+        """The log-likelihood of one x whose whole numbers lie in their cells."""
         net, stats = params.net, params.stats.x
         choice, rest = parts_of(x)
-        discrete, target = to_vectors(stats["scale"], x)
+        discrete, target, log_det = to_vectors(stats, x)
         linear, possible = stats["linear"], kinds.is_possible(x)
-        log_det = standardizer.log_det(stats["scale"], kinds.split(x)[1])
 
         def log_likelihood(theta: PyTree, z: Array) -> Array:
             context, log_q = embed(params, theta, z), log_det + linear.log_det
@@ -227,20 +257,27 @@ def make_nle(
             shape = (1, stats["linear"].loc.size)
             y = rest.sample(net["density"], rest_key, context, shape=shape)[0]
             target = unflatten(from_residual(stats["linear"], y, z), continuous)
-            continuous = standardizer.inverse(stats["scale"], target)
+            reals = standardizer.inverse(stats["scale"], target)
+            continuous = from_reals(stats["counts"], reals)
         return kinds.merge(discrete, continuous, example.x)
 
     def log_density(params: Params, theta: PyTree, x: PyTree) -> Array:
         """log q(x | theta), or 0 for x that `num_categories` rules out."""
-        value = likelihood_of(params, x)(theta, prior.to_vector(theta))
+        value = density_of(params, x)(theta, prior.to_vector(theta))
         return jnp.where(kinds.is_possible(x), value, 0.0)
+
+    log_loss = negative_log_density(log_density)
+
+    def loss_fn(params: Params, key: Array, batch: Simulations) -> Array:
+        places = partial(jitter, params.stats.x["counts"], key)
+        return log_loss(params, key, batch._replace(x=move(batch.x, places)))
 
     log_likelihood_fn, log_prob_fn, sample_fn = unnormalised_posterior(
         prior, sampler, likelihood_of
     )
     return LikelihoodEstimator(
         init=init_fn,
-        loss=negative_log_density(log_density),
+        loss=loss_fn,
         log_prob=log_prob_fn,
         sample=sample_fn,
         log_likelihood=log_likelihood_fn,

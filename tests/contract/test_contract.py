@@ -228,27 +228,36 @@ def nle_default():
 
 
 def nle_mixed():
-    """A choice and a time, given a dict of parameters."""
+    """A choice, times and counts without a bound, given a dict of parameters."""
     case = npe_maf()
     sims = draw(
         case.prior,
         lambda theta, noise: {
             "choice": (theta["pair"][0] + noise[0] > 0.0).astype(jnp.float32),
+            "count": jnp.floor(jnp.abs(30.0 * noise[3])),
             "time": theta["rate"] * jnp.exp(0.3 * noise[1:3]),
         },
     )
     nle = sj.make_nle(
         case.prior,
-        num_categories={"choice": 2, "time": 0},
+        num_categories={"choice": 2, "count": 0, "time": 0},
         density=densities.nsf(num_layers=2, num_bins=4, hidden_size=8),
         embedding=small_mlp(4),
         sampler=resampled,
     )
-    return Case(case.prior, nle, sims, first(sims), case.outside, normalised=False)
+    return Case(
+        case.prior,
+        nle,
+        sims,
+        first(sims),
+        case.outside,
+        normalised=False,
+        random_loss=True,
+    )
 
 
 def nle_counts():
-    """Counts alone, given a scalar."""
+    """Counts with a bound, given a scalar."""
     case = npe_coupling()
     sims = draw(case.prior, lambda theta, noise: jnp.floor(jnp.abs(3.0 * noise)))
     nle = sj.make_nle(

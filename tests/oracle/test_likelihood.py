@@ -59,6 +59,11 @@ def gamma_poisson():
     )
 
 
+def spread_poisson():
+    """The same counts without a bound on them: spread over cells, as a density."""
+    return gamma_poisson()._replace(num_categories=None)
+
+
 def beta_binomial():
     """p ~ Beta(2, 3), x ~ Binomial(12, p)."""
     return Problem(
@@ -72,6 +77,7 @@ def beta_binomial():
 PROBLEMS = {
     "linear_gaussian": linear_gaussian,
     "gamma_poisson": gamma_poisson,
+    "spread_poisson": spread_poisson,
     "beta_binomial": beta_binomial,
 }
 METHODS = {
