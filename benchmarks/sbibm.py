@@ -58,12 +58,7 @@ BUDGETS = (1_000, 10_000, 100_000)
 
 def _make_smc_abc(task: Task, budget: int) -> Any:
     num_simulations = budget - _num_pilots(budget)
-    return sj.make_smc_abc(
-        task.prior,
-        task.simulator,
-        num_simulations=num_simulations,
-        num_particles=min(2_000, num_simulations // 5),  # 2,000 are the default
-    )
+    return sj.make_smc_abc(task.prior, task.simulator, num_simulations=num_simulations)
 
 
 def _num_pilots(budget: int) -> int:

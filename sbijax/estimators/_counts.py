@@ -19,10 +19,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sbijax.base import Array
+from sbijax.base import Array, PyTree
 from sbijax.noise import uniform
 
-__all__ = ["Counts", "cell_centres", "find_counts", "from_reals", "jitter", "to_reals"]
+__all__ = [
+    "Counts",
+    "cell_centres",
+    "find_counts",
+    "from_reals",
+    "jitter",
+    "row_keys",
+    "to_reals",
+]
 
 
 _LEAST = 1e-4  # in a cell of width 1, where the map has no end
@@ -59,8 +67,19 @@ def find_counts(leaves: list[Array], weight: Array) -> list[Counts]:
     return [find(leaf) for leaf in leaves]
 
 
+def row_keys(key: Array, rows: PyTree) -> Array:
+    """A key for each row of the leaves, which depends on nothing but the row."""
+
+    def add_bits(leaf: Array) -> Array:
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        return jnp.sum(bits.reshape(len(leaf), -1), axis=1, dtype=jnp.uint32)
+
+    bits = sum(map(add_bits, jax.tree.leaves(rows)))
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, bits)
+
+
 def jitter(counts: list[Counts], key: Array, leaves: list[Array]) -> list[Array]:
-    """Move whole numbers `[..., *shape]` to random places in their cells."""
+    """Move the whole numbers of one x to random places in their cells."""
     keys = jax.random.split(key, len(leaves))
     return [
         leaf + jnp.where(count.whole, uniform(one, leaf.shape, leaf.dtype), 0.0)
@@ -69,7 +88,7 @@ def jitter(counts: list[Counts], key: Array, leaves: list[Array]) -> list[Array]
 
 
 def cell_centres(counts: list[Counts], leaves: list[Array]) -> list[Array]:
-    """Move whole numbers to the middles of their cells."""
+    """Move the whole numbers of one x to the middles of their cells."""
     return [
         leaf + jnp.where(count.whole, 0.5, 0.0).astype(leaf.dtype)
         for count, leaf in zip(counts, leaves, strict=True)

@@ -43,10 +43,12 @@ from sbijax.densities import (
 )
 from sbijax.densities._categorical import Categorical, categorical
 from sbijax.estimators._counts import (
+    Counts,
     cell_centres,
     find_counts,
     from_reals,
     jitter,
+    row_keys,
     to_reals,
 )
 from sbijax.estimators._data import (
@@ -148,6 +150,9 @@ def make_nle(
         discrete, continuous = kinds.split(x)
         return kinds.merge(discrete, how(continuous), x)
 
+    def move_at_random(counts: list[Counts], key: Array, x: PyTree) -> PyTree:
+        return move(x, partial(jitter, counts, key))
+
     def to_vectors(stats_x: PyTree, x: PyTree) -> tuple[Array, Array, Array]:
         """Discrete entries, standardised continuous ones, the log of their slopes."""
         discrete, continuous = kinds.split(x)
@@ -167,7 +172,7 @@ def make_nle(
         theta, x, weight = sims
         z = jax.vmap(prior.to_vector)(theta)
         counts = find_counts(kinds.split(x)[1], weight)
-        moved = move(x, partial(jitter, counts, cell_key))
+        moved = jax.vmap(partial(move_at_random, counts))(row_keys(cell_key, x), x)
         reals, _ = to_reals(counts, kinds.split(moved)[1])
         scale = standardizer.fit(reals, weight)
         read = partial(to_vectors, {"scale": scale, "counts": counts})
@@ -269,8 +274,11 @@ def make_nle(
     log_loss = negative_log_density(log_density)
 
     def loss_fn(params: Params, key: Array, batch: Simulations) -> Array:
-        places = partial(jitter, params.stats.x["counts"], key)
-        return log_loss(params, key, batch._replace(x=move(batch.x, places)))
+        move_one = partial(move_at_random, params.stats.x["counts"])
+        keys = jax.random.split(key, len(batch.weight))
+        return log_loss(
+            params, key, batch._replace(x=jax.vmap(move_one)(keys, batch.x))
+        )
 
     log_likelihood_fn, log_prob_fn, sample_fn = unnormalised_posterior(
         prior, sampler, likelihood_of

@@ -15,7 +15,7 @@ from sbijax.abc.kernels import Kernel, local_kernel
 from sbijax.abc.populations import Schedule
 from sbijax.abc.summaries import Summary
 from sbijax.base import Array, Estimator, Prior, PyTree
-from sbijax.checks import check_count
+from sbijax.checks import check_count, check_record
 from sbijax.estimators._abc import abc_posterior
 
 __all__ = ["make_smc_abc"]
@@ -26,7 +26,7 @@ def make_smc_abc(
     simulator: Callable[[Array, PyTree], PyTree],
     *,
     num_simulations: int = 100_000,
-    num_particles: int = 2_000,
+    num_particles: int | None = None,
     num_new: int | None = None,
     min_tolerance: float = 0.0,
     min_acceptance: float = 0.002,
@@ -47,7 +47,8 @@ def make_smc_abc(
         num_simulations: what one observation costs at most, met exactly unless a
             limit below stops earlier.
         num_particles: particles N that draws are resampled from: more of them for
-            smoother posteriors, as in many dimensions; fewer get closer.
+            smoother posteriors, as in many dimensions; fewer get closer.  By default
+            2 D sqrt(num_simulations), at most a quarter of the simulations.
         num_new: simulations M of each population, by default N; the tolerance falls
             to the quantile N / (N + M) of old and new.
         min_tolerance: stop when all particles are within it.
@@ -92,7 +93,10 @@ def make_smc_abc(
         Lenormand, Jabot, Deffuant. Adaptive approximate Bayesian computation for
         complex models, 2013.
     """
+    check_record(prior, Prior, "prior", "Make one with make_prior.")
     num_simulations = check_count(num_simulations, "num_simulations", least=2)
+    if num_particles is None:
+        num_particles = _default_num_particles(num_simulations, prior.num_dims)
     num_particles = check_count(num_particles, "num_particles", least=2)
     num_new = num_particles if num_new is None else check_count(num_new, "num_new")
     if num_simulations < num_particles:
@@ -120,3 +124,13 @@ def make_smc_abc(
         kernel=local_kernel() if kernel is None else kernel,
         adjustment=adjustment,
     )
+
+
+def _default_num_particles(num_simulations: int, num_dims: int) -> int:
+    """What came closest to exact posteriors of fresh observations.
+
+    Few particles leave simulations for more populations, which come closer; too few of
+    them in many dimensions lose the directions in which none has moved.
+    """
+    share = 2.0 * num_dims * num_simulations**0.5
+    return max(2, min(num_simulations // 4, round(share)))

@@ -145,6 +145,25 @@ def test_weights_undo_the_proposals(num_new):
     assert np.all(np.abs(np.mean(off, axis=0)) < 4.0 * error)
 
 
+def test_the_number_of_particles_follows_budget_and_dimensions():
+    plane = sj.make_prior(dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+
+    def simulate_both(key, theta):
+        return theta + jax.random.normal(key, (2,))
+
+    for prior, simulate, x, size, expected in (
+        (NORMAL, simulator, X, 10_000, 200),
+        (plane, simulate_both, jnp.ones(2), 10_000, 400),
+        (plane, simulate_both, jnp.ones(2), 100, 25),  # a quarter of the simulations
+    ):
+        estimator, params = start(
+            sj.make_smc_abc, prior, simulate, num_simulations=size
+        )
+        _, info = sample(estimator, params, x, num_samples=10)
+        assert info.weight.shape == (expected,)
+        assert int(info.num_simulations) == size
+
+
 @pytest.mark.parametrize("num_simulations", [1_000, 1_777])
 def test_the_budget_is_exact(num_simulations):
     sizes = []
@@ -286,9 +305,11 @@ def test_reached_tolerance_stops_early():
         (lambda: sj.make_smc_abc(simulator, NORMAL), TypeError, "prior must be"),
         (lambda: sj.make_smc_abc(NORMAL, 3), TypeError, "simulator must be a function"),
         (
-            lambda: sj.make_smc_abc(NORMAL, simulator, num_simulations=100),
+            lambda: sj.make_smc_abc(
+                NORMAL, simulator, num_simulations=100, num_particles=200
+            ),
             ValueError,
-            "num_simulations=100 is less than num_particles=2000",
+            "num_simulations=100 is less than num_particles=200",
         ),
         (
             lambda: sj.make_smc_abc(NORMAL, simulator, min_tolerance=-1.0),

@@ -1,5 +1,7 @@
 """Whole numbers in their cells."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from sbijax.estimators._counts import (
     find_counts,
     from_reals,
     jitter,
+    row_keys,
     to_reals,
 )
 
@@ -44,7 +47,8 @@ def test_floats_without_fractions_are_no_counts():
 
 def test_jitter_fills_the_cells_and_leaves_numbers_alone():
     x = np.tile(X, (2_000, 1))
-    moved = np.asarray(jitter(COUNTS, jax.random.key(0), [x])[0])
+    keys = row_keys(jax.random.key(0), jnp.arange(len(x), dtype=float))
+    moved = np.asarray(jax.vmap(partial(jitter, COUNTS))(keys, [x])[0])
     shift = moved - x
     np.testing.assert_array_equal(shift[:, 2], 0.0)
     for d in (0, 1):
@@ -56,6 +60,18 @@ def test_jitter_fills_the_cells_and_leaves_numbers_alone():
     np.testing.assert_array_equal(
         cell_centres(COUNTS, [X])[0], X + np.array([0.5, 0.5, 0.0], np.float32)
     )
+
+
+def test_the_key_of_a_row_is_that_of_its_numbers():
+    rows = {"a": jax.random.normal(jax.random.key(1), (300, 2)), "b": jnp.arange(300.0)}
+    keys = jax.random.key_data(row_keys(jax.random.key(0), rows))
+    assert len(np.unique(keys, axis=0)) == 300
+    order = jax.random.permutation(jax.random.key(2), 300)[:200]
+    some = jax.tree.map(lambda leaf: leaf[order], rows)
+    again = jax.random.key_data(row_keys(jax.random.key(0), some))
+    np.testing.assert_array_equal(again, keys[order])
+    other = jax.random.key_data(row_keys(jax.random.key(3), rows))
+    assert not np.any(np.all(other == keys, axis=1))
 
 
 def test_reals_go_back_to_the_numbers_of_their_cells():
