@@ -318,8 +318,9 @@ class DiffusionEstimator(NamedTuple):
 class LikelihoodEstimator(NamedTuple):
     """An `Estimator` that has learned p(x | theta).
 
-    `log_likelihood(params, theta, x) -> scalar` is normalised over x, for one
-    theta and one x, and `emulate(params, key, theta) -> x` draws one x.
+    `log_likelihood(params, theta, x) -> scalar` is normalised over x, of counts
+    nearly so, for one theta and one x, and `emulate(params, key, theta) -> x` draws
+    one x.
     """
 
     init: InitFn

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sbijax.base import Array, PyTree
 from sbijax.noise import uniform
@@ -27,12 +28,14 @@ __all__ = [
     "cell_centres",
     "find_counts",
     "from_reals",
+    "is_count",
     "jitter",
     "row_keys",
     "to_reals",
 ]
 
 
+_ODD = np.uint32(0x9E3779B1)
 _LEAST = 1e-4  # in a cell of width 1, where the map has no end
 
 
@@ -46,7 +49,7 @@ class Counts(NamedTuple):
 def find_counts(leaves: list[Array], weight: Array) -> list[Counts]:
     """Tell the entries that are whole in all rows of some weight.
 
-    Floats too large for a fraction tell nothing, nor do entries without such rows.
+    Where most floats are too large for a fraction, or no row has weight, none are.
 
     Example:
         >>> import jax.numpy as jnp
@@ -60,8 +63,9 @@ def find_counts(leaves: list[Array], weight: Array) -> list[Counts]:
     def find(leaf: Array) -> Counts:
         seen = (weight > 0).reshape((-1,) + (1,) * (leaf.ndim - 1))
         limit = 0.25 / jnp.finfo(leaf.dtype).eps
-        fits = (leaf == jnp.round(leaf)) & (jnp.abs(leaf) < limit)
-        whole = jnp.all(fits | ~seen, axis=0) & jnp.any(seen)
+        small = jnp.sum(seen & (jnp.abs(leaf) < limit), axis=0) > 0.5 * jnp.sum(seen)
+        fits = (leaf == jnp.round(leaf)) & jnp.isfinite(leaf)
+        whole = small & jnp.all(fits | ~seen, axis=0)
         return Counts(whole, whole & jnp.all((leaf >= 0) | ~seen, axis=0))
 
     return [find(leaf) for leaf in leaves]
@@ -71,18 +75,28 @@ def row_keys(key: Array, rows: PyTree) -> Array:
     """A key for each row of the leaves, which depends on nothing but the row."""
 
     def add_bits(leaf: Array) -> Array:
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-        return jnp.sum(bits.reshape(len(leaf), -1), axis=1, dtype=jnp.uint32)
+        numbers = leaf.reshape(len(leaf), -1).astype(jnp.float32)
+        bits = jax.lax.bitcast_convert_type(numbers, jnp.uint32)
+        # The last bits of whole numbers are all zero.
+        for shift in (15, 13):
+            bits *= _ODD
+            bits ^= bits >> shift
+        places = jnp.arange(bits.shape[1], dtype=jnp.uint32)
+        return jnp.sum(bits * (2 * places + 1), axis=1, dtype=jnp.uint32)
 
-    bits = sum(map(add_bits, jax.tree.leaves(rows)))
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, bits)
+    for leaf in jax.tree.leaves(rows):
+        fold = jax.random.fold_in
+        key = jax.vmap(fold, (0 if key.ndim else None, 0))(key, add_bits(leaf))
+    return key
 
 
 def jitter(counts: list[Counts], key: Array, leaves: list[Array]) -> list[Array]:
     """Move the whole numbers of one x to random places in their cells."""
     keys = jax.random.split(key, len(leaves))
     return [
-        leaf + jnp.where(count.whole, uniform(one, leaf.shape, leaf.dtype), 0.0)
+        jnp.where(
+            count.whole, jnp.floor(leaf) + uniform(one, leaf.shape, leaf.dtype), leaf
+        )
         for count, one, leaf in zip(counts, keys, leaves, strict=True)
     ]
 
@@ -90,9 +104,17 @@ def jitter(counts: list[Counts], key: Array, leaves: list[Array]) -> list[Array]
 def cell_centres(counts: list[Counts], leaves: list[Array]) -> list[Array]:
     """Move the whole numbers of one x to the middles of their cells."""
     return [
-        leaf + jnp.where(count.whole, 0.5, 0.0).astype(leaf.dtype)
+        jnp.where(count.whole, jnp.floor(leaf) + 0.5, leaf)
         for count, leaf in zip(counts, leaves, strict=True)
     ]
+
+
+def is_count(counts: list[Counts], leaves: list[Array]) -> Array:
+    """Whether no count of one x is negative."""
+    possible = jnp.array(True)
+    for count, leaf in zip(counts, leaves, strict=True):
+        possible &= jnp.all(~count.positive | (leaf >= 0))
+    return possible
 
 
 def to_reals(counts: list[Counts], leaves: list[Array]) -> tuple[list[Array], Array]:
@@ -108,7 +130,6 @@ def to_reals(counts: list[Counts], leaves: list[Array]) -> tuple[list[Array], Ar
     """
     reals, log_det = [], jnp.zeros(())
     for count, leaf in zip(counts, leaves, strict=True):
-        # Of a number below 0 the simulations have none.
         size = jnp.where(count.positive, jnp.maximum(leaf, _LEAST), 1.0)
         root = jnp.sqrt(size)
         share = -jnp.expm1(-root)

@@ -47,6 +47,7 @@ from sbijax.estimators._counts import (
     cell_centres,
     find_counts,
     from_reals,
+    is_count,
     jitter,
     row_keys,
     to_reals,
@@ -83,8 +84,9 @@ def make_nle(
         num_categories: for discrete or mixed x, a pytree in the structure of x
             that tells how many values 0, 1, ... each leaf has, 0 for continuous
             leaves; for example `{"choice": 2, "time": 0}`.  Whole numbers without a
-            small bound need none: entries that are whole in all simulations get
-            probabilities too, as integrals of a density over cells of width 1.
+            small bound need none: entries that are whole in all simulations are
+            spread over cells of width 1 while it learns, and have the density in
+            the middle of their cell for a probability.
         density: conditional density on R^K, with K the number of continuous
             entries of x; by default a small masked autoregressive flow, of affine
             layers over one spline, or of splines where K is 1.
@@ -150,6 +152,10 @@ def make_nle(
         discrete, continuous = kinds.split(x)
         return kinds.merge(discrete, how(continuous), x)
 
+    def is_possible(stats_x: PyTree, x: PyTree) -> Array:
+        """Whether x has values that `num_categories` and the simulations allow."""
+        return kinds.is_possible(x) & is_count(stats_x["counts"], kinds.split(x)[1])
+
     def move_at_random(counts: list[Counts], key: Array, x: PyTree) -> PyTree:
         return move(x, partial(jitter, counts, key))
 
@@ -172,7 +178,8 @@ def make_nle(
         theta, x, weight = sims
         z = jax.vmap(prior.to_vector)(theta)
         counts = find_counts(kinds.split(x)[1], weight)
-        moved = jax.vmap(partial(move_at_random, counts))(row_keys(cell_key, x), x)
+        keys = row_keys(cell_key, (z, x))
+        moved = jax.vmap(partial(move_at_random, counts))(keys, x)
         reals, _ = to_reals(counts, kinds.split(moved)[1])
         scale = standardizer.fit(reals, weight)
         read = partial(to_vectors, {"scale": scale, "counts": counts})
@@ -229,19 +236,19 @@ def make_nle(
         net, stats = params.net, params.stats.x
         choice, rest = parts_of(x)
         discrete, target, log_det = to_vectors(stats, x)
-        linear, possible = stats["linear"], kinds.is_possible(x)
+        linear, possible = stats["linear"], is_possible(stats, x)
 
         def log_likelihood(theta: PyTree, z: Array) -> Array:
             context, log_q = embed(params, theta, z), log_det + linear.log_det
             if choice is not None:
                 start = to_logits(stats["logistic"], z)
                 log_p = choice.log_prob(net["choice"], discrete, context, start)
-                log_q = jnp.where(possible, log_q + log_p, -jnp.inf)
+                log_q += log_p
                 context = choice.join(context, discrete)
             if rest is not None:
                 y = to_residual(linear, target, z)
                 log_q = log_q + rest.log_prob(net["density"], y, context)
-            return log_q
+            return jnp.where(possible, log_q, -jnp.inf)
 
         return log_likelihood
 
@@ -267,9 +274,9 @@ def make_nle(
         return kinds.merge(discrete, continuous, example.x)
 
     def log_density(params: Params, theta: PyTree, x: PyTree) -> Array:
-        """log q(x | theta), or 0 for x that `num_categories` rules out."""
+        """log q(x | theta), or 0 for x that cannot be."""
         value = density_of(params, x)(theta, prior.to_vector(theta))
-        return jnp.where(kinds.is_possible(x), value, 0.0)
+        return jnp.where(is_possible(params.stats.x, x), value, 0.0)
 
     log_loss = negative_log_density(log_density)
 

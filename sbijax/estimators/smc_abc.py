@@ -48,7 +48,8 @@ def make_smc_abc(
             limit below stops earlier.
         num_particles: particles N that draws are resampled from: more of them for
             smoother posteriors, as in many dimensions; fewer get closer.  By default
-            2 D sqrt(num_simulations), at most a quarter of the simulations.
+            2 D sqrt(num_simulations), at most a quarter of the simulations, but no
+            fewer than 2 D.
         num_new: simulations M of each population, by default N; the tolerance falls
             to the quantile N / (N + M) of old and new.
         min_tolerance: stop when all particles are within it.
@@ -133,4 +134,5 @@ def _default_num_particles(num_simulations: int, num_dims: int) -> int:
     them in many dimensions lose the directions in which none has moved.
     """
     share = 2.0 * num_dims * num_simulations**0.5
-    return max(2, min(num_simulations // 4, round(share)))
+    most = max(num_simulations // 4, 2 * num_dims)
+    return min(most, round(share), num_simulations)

@@ -228,20 +228,32 @@ def nle_default():
 
 
 def nle_mixed():
-    """A choice, times and counts without a bound, given a dict of parameters."""
+    """A choice and a time, given a dict of parameters."""
     case = npe_maf()
     sims = draw(
         case.prior,
         lambda theta, noise: {
             "choice": (theta["pair"][0] + noise[0] > 0.0).astype(jnp.float32),
-            "count": jnp.floor(jnp.abs(30.0 * noise[3])),
             "time": theta["rate"] * jnp.exp(0.3 * noise[1:3]),
         },
     )
     nle = sj.make_nle(
         case.prior,
-        num_categories={"choice": 2, "count": 0, "time": 0},
+        num_categories={"choice": 2, "time": 0},
         density=densities.nsf(num_layers=2, num_bins=4, hidden_size=8),
+        embedding=small_mlp(4),
+        sampler=resampled,
+    )
+    return Case(case.prior, nle, sims, first(sims), case.outside, normalised=False)
+
+
+def nle_spread():
+    """Counts without a bound, given a scalar."""
+    case = npe_coupling()
+    sims = draw(case.prior, lambda theta, noise: jnp.floor(jnp.abs(30.0 * noise[:2])))
+    nle = sj.make_nle(
+        case.prior,
+        density=densities.maf(num_layers=1, hidden_size=8),
         embedding=small_mlp(4),
         sampler=resampled,
     )
@@ -318,6 +330,7 @@ METHODS: dict[str, Callable[[], Case]] = {
     "nle_default": nle_default,
     "nle_mixed": nle_mixed,
     "nle_counts": nle_counts,
+    "nle_spread": nle_spread,
     "nre_default": nre_default,
     "nre_a": nre_a,
     "nre_c": nre_c,

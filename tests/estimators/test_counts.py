@@ -12,6 +12,7 @@ from sbijax.estimators._counts import (
     cell_centres,
     find_counts,
     from_reals,
+    is_count,
     jitter,
     row_keys,
     to_reals,
@@ -43,6 +44,8 @@ def test_floats_without_fractions_are_no_counts():
     # Above 2^23 a float32 is whole whatever it stands for.
     large = jnp.array([1.5e8, 3.2e8, 7.7e9])
     assert not find_counts([large], jnp.ones(3))[0].whole
+    # A heavy tail of counts may reach there.
+    assert find_counts([large.at[:2].set(3.0)], jnp.ones(3))[0].whole
 
 
 def test_jitter_fills_the_cells_and_leaves_numbers_alone():
@@ -60,18 +63,27 @@ def test_jitter_fills_the_cells_and_leaves_numbers_alone():
     np.testing.assert_array_equal(
         cell_centres(COUNTS, [X])[0], X + np.array([0.5, 0.5, 0.0], np.float32)
     )
+    # A fraction belongs to the cell of the number below it.
+    centres = cell_centres(COUNTS, [jnp.array([3.7, -1.2, 3.7])])[0]
+    np.testing.assert_allclose(centres, [3.5, -1.5, 3.7])
 
 
 def test_the_key_of_a_row_is_that_of_its_numbers():
-    rows = {"a": jax.random.normal(jax.random.key(1), (300, 2)), "b": jnp.arange(300.0)}
-    keys = jax.random.key_data(row_keys(jax.random.key(0), rows))
-    assert len(np.unique(keys, axis=0)) == 300
-    order = jax.random.permutation(jax.random.key(2), 300)[:200]
+    with jax.debug_key_reuse(False):  # of its loops
+        counts = jax.random.poisson(jax.random.key(1), 30.0, (3_000, 10))
+    counts = counts.astype(jnp.float32)
+    rows = {"a": counts, "b": counts[:, 0] > 30, "c": counts.astype(jnp.bfloat16)}
+
+    def keys_of(rows, seed=0):
+        keys = row_keys(jax.random.key(seed), rows)
+        return np.asarray(jax.random.key_data(keys))
+
+    keys = keys_of(rows)
+    assert len(np.unique(keys, axis=0)) == len(np.unique(counts, axis=0))
+    order = jax.random.permutation(jax.random.key(2), 3_000)[:200]
     some = jax.tree.map(lambda leaf: leaf[order], rows)
-    again = jax.random.key_data(row_keys(jax.random.key(0), some))
-    np.testing.assert_array_equal(again, keys[order])
-    other = jax.random.key_data(row_keys(jax.random.key(3), rows))
-    assert not np.any(np.all(other == keys, axis=1))
+    np.testing.assert_array_equal(keys_of(some), keys[order])
+    assert not np.any(np.all(keys_of(rows, seed=3) == keys, axis=1))
 
 
 def test_reals_go_back_to_the_numbers_of_their_cells():
@@ -86,10 +98,10 @@ def test_reals_go_back_to_the_numbers_of_their_cells():
 
 
 def test_the_line_has_counts_alone():
-    reals, _ = to_reals(COUNTS, [jnp.array([-3.0, -3.0, -3.0])])
-    assert np.isfinite(reals[0]).all()
-    lowest, _ = to_reals(COUNTS, [jnp.zeros(3)])
-    assert reals[0][0] <= lowest[0][0]
+    for first, possible in ((0.0, True), (-1.0, False)):
+        x = [jnp.array([first, -3.0, -3.5])]
+        assert bool(is_count(COUNTS, x)) == possible
+        assert np.isfinite(to_reals(COUNTS, x)[0][0]).all()
 
 
 def test_the_slope_of_the_reals_is_their_derivative():

@@ -188,6 +188,51 @@ def test_counts_have_probabilities(counted):
     assert -0.1 < float(info.best_loss) + exact.mean() < 0.4
 
 
+def test_the_probabilities_of_a_count_sum_to_one(counted):
+    # Nearly: the density in the middle of a cell is not quite its mean.
+    nle, params, *_ = counted
+    few = jnp.arange(30.0)
+    many = jnp.arange(201.0)
+    score = jax.jit(
+        jax.vmap(jax.vmap(nle.log_likelihood, (None, None, 0)), (None, None, 0))
+    )
+    times = jnp.linspace(-1.5, 2.5, 41)
+    for theta in (0.2, 0.6):
+        near = jnp.abs(many - 200 * (0.1 + 0.8 * theta)) < 45
+        total = 0.0
+        for time in times:
+            x = {
+                "few": jnp.broadcast_to(few[:, None], (30, 201)),
+                "many": jnp.broadcast_to(many, (30, 201)),
+                "time": jnp.full((30, 201), time),
+            }
+            total += float(jnp.sum(jnp.exp(score(params, theta, x)) * near)) * 0.1
+        assert abs(total - 1.0) < 0.05
+
+
+@pytest.mark.parametrize("rate", [0.02, 4.0])
+def test_few_different_counts_start_as_well(rate):
+    # The noise of a row is its own also where many rows hold the same number.
+    theta_key, x_key = jax.random.split(jax.random.key(0))
+    theta = jax.random.normal(theta_key, (2_000,))
+    with jax.debug_key_reuse(False):  # of its loops
+        x = jax.random.poisson(x_key, rate * jnp.exp(0.3 * theta)).astype(float)
+    sims = sj.make_simulations(theta, x)
+    nle = sj.make_nle(PRIOR)
+    start = jax.jit(lambda key: nle.loss(nle.init(key, sims), jax.random.key(9), sims))
+    losses = [float(start(jax.random.key(seed))) for seed in range(3)]
+    exact = -np.mean(scipy.stats.poisson.logpmf(x, rate * np.exp(0.3 * theta)))
+    assert np.ptp(losses) < 0.05
+    assert exact - 0.05 < np.mean(losses) < exact + 0.6
+
+
+def test_counts_that_cannot_be_have_no_likelihood(counted):
+    nle, params, *_ = counted
+    x = {"few": -1.0, "many": 100.0, "time": 0.5}
+    assert nle.log_likelihood(params, 0.5, x) == -jnp.inf
+    assert np.isfinite(nle.log_likelihood(params, 0.5, x | {"few": 1.0}))
+
+
 def test_posteriors_given_counts_are_exact(counted):
     nle, params, _, _, log_likelihood = counted
     grid = np.linspace(0.0005, 0.9995, 1_000)
