@@ -69,6 +69,10 @@ class Case(NamedTuple):
     better: float | None = None
 
 
+def _smc(*args: Any, **options: Any) -> Estimator:
+    return sj.make_smc_abc(*args, num_particles=2_000, **options)
+
+
 def _smc_linear(*args: Any, **options: Any) -> Estimator:
     return sj.make_smc_abc(
         *args,
@@ -85,7 +89,7 @@ def _rejection_linear(*args: Any, **options: Any) -> Estimator:
 
 
 CASES = (
-    Case("two_moons", "smc", sj.make_smc_abc, 0.663, 0.62, 0.56),
+    Case("two_moons", "smc", _smc, 0.663, 0.62, 0.56),
     Case("two_moons", "rejection", partial(sj.make_rejection_abc, quantile=0.01)),
     Case("gaussian_linear", "smc, linear", _smc_linear, 0.726, 0.65, 0.56),
     Case("gaussian_linear", "rejection, linear", _rejection_linear),

@@ -232,11 +232,12 @@ def draw_figure(rows: list[dict[str, Any]]) -> Figure:
             linewidth=1.0,
             label="best published",
         )
-        for method, color in zip(methods, CYCLE * 2, strict=False):
+        looks = [(color, marker) for marker in "os^" for color in CYCLE]
+        for method, (color, marker) in zip(methods, looks, strict=False):
             budgets = sorted(b for t, b, m in cells if (t, m) == (task, method))
             means = [np.mean(cells[task, budget, method]) for budget in budgets]
             axes.plot(
-                budgets, means, color=color, marker="o", markersize=3, label=method
+                budgets, means, color=color, marker=marker, markersize=3, label=method
             )
         axes.set_xscale("log")
         axes.set_ylim(0.48, 1.02)
@@ -247,7 +248,7 @@ def draw_figure(rows: list[dict[str, Any]]) -> Figure:
     for axes in panels[-5:]:
         axes.set_xlabel("simulations")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=8, frameon=False)
     return figure
 
 
