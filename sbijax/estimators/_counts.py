@@ -18,9 +18,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from sbijax.base import Array, PyTree
+from sbijax.base import Array
 from sbijax.noise import uniform
 
 __all__ = [
@@ -30,12 +29,10 @@ __all__ = [
     "from_reals",
     "is_count",
     "jitter",
-    "row_keys",
     "to_reals",
 ]
 
 
-_ODD = np.uint32(0x9E3779B1)
 _LEAST = 1e-4  # in a cell of width 1, where the map has no end
 
 
@@ -69,25 +66,6 @@ def find_counts(leaves: list[Array], weight: Array) -> list[Counts]:
         return Counts(whole, whole & jnp.all((leaf >= 0) | ~seen, axis=0))
 
     return [find(leaf) for leaf in leaves]
-
-
-def row_keys(key: Array, rows: PyTree) -> Array:
-    """A key for each row of the leaves, which depends on nothing but the row."""
-
-    def add_bits(leaf: Array) -> Array:
-        numbers = leaf.reshape(len(leaf), -1).astype(jnp.float32)
-        bits = jax.lax.bitcast_convert_type(numbers, jnp.uint32)
-        # The last bits of whole numbers are all zero.
-        for shift in (15, 13):
-            bits *= _ODD
-            bits ^= bits >> shift
-        places = jnp.arange(bits.shape[1], dtype=jnp.uint32)
-        return jnp.sum(bits * (2 * places + 1), axis=1, dtype=jnp.uint32)
-
-    for leaf in jax.tree.leaves(rows):
-        fold = jax.random.fold_in
-        key = jax.vmap(fold, (0 if key.ndim else None, 0))(key, add_bits(leaf))
-    return key
 
 
 def jitter(counts: list[Counts], key: Array, leaves: list[Array]) -> list[Array]:

@@ -14,9 +14,12 @@ __all__ = [
     "num_entries",
     "num_outside",
     "observed_range",
+    "row_keys",
     "split_example",
     "unflatten",
 ]
+
+_ODD = np.uint32(0x9E3779B1)
 
 
 def split_example(sims: Simulations) -> tuple[Simulations, Simulations]:
@@ -31,6 +34,25 @@ def count_invalid_theta(prior: Prior, sims: Simulations) -> Array:
     """How many simulations of some weight have no prior density."""
     none = jax.vmap(prior.log_prob)(sims.theta) == -jnp.inf
     return jnp.sum((sims.weight > 0) & none)
+
+
+def row_keys(key: Array, rows: PyTree) -> Array:
+    """A key for each row of the leaves, so that order and other rows have no effect."""
+
+    def add_bits(leaf: Array) -> Array:
+        numbers = leaf.reshape(len(leaf), -1).astype(jnp.float32)
+        bits = jax.lax.bitcast_convert_type(numbers, jnp.uint32)
+        # The last bits of whole numbers are all zero.
+        for shift in (15, 13):
+            bits *= _ODD
+            bits ^= bits >> shift
+        places = jnp.arange(bits.shape[1], dtype=jnp.uint32)
+        return jnp.sum(bits * (2 * places + 1), axis=1, dtype=jnp.uint32)
+
+    for leaf in jax.tree.leaves(rows):
+        fold = jax.random.fold_in
+        key = jax.vmap(fold, (0 if key.ndim else None, 0))(key, add_bits(leaf))
+    return key
 
 
 def unflatten(vector: Array, like: PyTree) -> PyTree:

@@ -20,6 +20,7 @@ from sbijax.base import (
 )
 from sbijax.checks import check_fraction, check_record
 from sbijax.data import holds_trials
+from sbijax.estimators._data import row_keys
 
 __all__ = ["with_missing"]
 
@@ -89,7 +90,8 @@ def with_missing(
             )
         init_key, hide_key = jax.random.split(key)
         # Statistics of complete data know no spread that comes from what is missing.
-        params = estimator.init(init_key, hide_all(_own_keys(hide_key, sims), sims))
+        keys = row_keys(hide_key, sims.theta)
+        params = estimator.init(init_key, hide_all(keys, sims))
         example = params.stats.example
         # An example with nothing in it says that entries may be missing.
         nothing = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), example.x)
@@ -102,14 +104,6 @@ def with_missing(
         return loss(params, loss_key, hide_all(keys, batch))
 
     return estimator._replace(init=init_fn, loss=loss_fn)
-
-
-def _own_keys(key: Array, sims: Simulations) -> Array:
-    """A key for each row by its theta, so that order and other rows have no effect."""
-    leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(sims.theta)]
-    bits = [jax.lax.bitcast_convert_type(leaf, jnp.uint32) for leaf in leaves]
-    sums = sum(jnp.sum(leaf.reshape(len(leaf), -1), axis=1) for leaf in bits)
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(sums)
 
 
 def _hide_entries(max_rate: float) -> Hide:

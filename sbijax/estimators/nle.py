@@ -49,12 +49,12 @@ from sbijax.estimators._counts import (
     from_reals,
     is_count,
     jitter,
-    row_keys,
     to_reals,
 )
 from sbijax.estimators._data import (
     count_invalid_theta,
     observed_range,
+    row_keys,
     split_example,
     unflatten,
 )

@@ -14,9 +14,9 @@ from sbijax.estimators._counts import (
     from_reals,
     is_count,
     jitter,
-    row_keys,
     to_reals,
 )
+from sbijax.estimators._data import row_keys
 
 # Counts, whole numbers with a sign, numbers.
 COUNTS = [Counts(jnp.array([True, True, False]), jnp.array([True, False, False]))]
