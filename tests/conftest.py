@@ -18,7 +18,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 
 def pytest_configure(config):
-    """Let the workers share what they compile, for as long as the tests run.
+    """Prepare what the workers share: what they compile, for as long as they run.
 
     Most of the time goes into compiling, and much of it is the same in many tests.
     """

@@ -32,7 +32,6 @@ __all__ = [
     "to_reals",
 ]
 
-
 _LEAST = 1e-4  # in a cell of width 1, where the map has no end
 
 

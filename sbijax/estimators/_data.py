@@ -49,10 +49,10 @@ def row_keys(key: Array, rows: PyTree) -> Array:
         places = jnp.arange(bits.shape[1], dtype=jnp.uint32)
         return jnp.sum(bits * (2 * places + 1), axis=1, dtype=jnp.uint32)
 
+    keys = jnp.broadcast_to(key, len(jax.tree.leaves(rows)[0]))
     for leaf in jax.tree.leaves(rows):
-        fold = jax.random.fold_in
-        key = jax.vmap(fold, (0 if key.ndim else None, 0))(key, add_bits(leaf))
-    return key
+        keys = jax.vmap(jax.random.fold_in)(keys, add_bits(leaf))
+    return keys
 
 
 def unflatten(vector: Array, like: PyTree) -> PyTree:
