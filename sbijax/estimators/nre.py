@@ -6,12 +6,26 @@ p(theta) p(x) has learned
     log r(theta, x) = log p(x | theta) - log p(x),
 
 up to a function of x for some losses, and a sampler draws from
-p(theta) r(theta, x_o).  The logit is a network plus the ratio of the posterior
-to the prior under a linear regression of z = to_vector(theta) on the
+p(theta) r(theta, x_o).  The logit is a network plus log s(theta, x), the ratio of
+the posterior to the prior under a linear regression of z = to_vector(theta) on the
 standardised x: where theta and x are jointly Gaussian there is nothing left to
 learn.
+
+Thetas from the prior are hardly ever wrong by little, so a narrow posterior leaves
+nothing to learn its shape from.  Half of the wrong thetas are therefore drawn from
+the posterior under the regression, and the losses see
+
+    log p(theta | x) - log m(theta | x) = log r - log(1 / 2 + s / 2),
+
+where m is half of that posterior and half of the prior.
+
+Reference:
+    Gutmann, Hyvarinen. Noise-contrastive estimation of unnormalized statistical
+    models, with applications to natural image statistics, 2012 (why noise should be
+    close to the data).
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -44,7 +58,8 @@ from sbijax.estimators._unnormalised import unnormalised_posterior
 from sbijax.losses import RatioLoss, nre_b
 from sbijax.networks import flatten as join
 from sbijax.networks import resnet, robust
-from sbijax.networks.linear import fit_linear, to_residual
+from sbijax.networks.linear import fit_linear, from_residual, to_residual
+from sbijax.noise import normal, uniform
 
 __all__ = ["make_nre"]
 
@@ -171,34 +186,49 @@ def make_nre(
         """Embedding, vector form, and log-density of the prior there."""
         inputs = see_theta(params.stats, theta, z)
         of_theta = embedding_theta.apply(params.net["theta"], *inputs)
-        return of_theta, z, prior.log_prob(theta) + prior.log_det(z)
+        return of_theta, z, log_prior(theta, z)
+
+    def log_prior(theta: PyTree, z: Array) -> Array:
+        return prior.log_prob(theta) + prior.log_det(z)
 
     def embed_x(params: Params, x: PyTree) -> tuple[PyTree, Array]:
         """Embedding, and features of the regression."""
         value = read(params.stats.x, x)
         return embedding_x.apply(params.net["x"], value), features_of(value)
 
-    def logit(params: Params, of_theta: tuple, of_x: tuple) -> Array:
-        (u, z, log_prior), (v, features) = of_theta, of_x
+    def logit(params: Params, of_theta: tuple, of_x: tuple) -> tuple[Array, Array]:
+        """The logit, and where it starts: the ratio under the regression."""
+        (u, z, log_density), (v, features) = of_theta, of_x
         linear = params.stats.theta["linear"]
         y = to_residual(linear, z, features)
-        start = jnp.sum(norm.logpdf(y)) + linear.log_det - log_prior
-        return start + classifier.apply(params.net["classifier"], u, v)[0]
+        start = jnp.sum(norm.logpdf(y)) + linear.log_det - log_density
+        return start + classifier.apply(params.net["classifier"], u, v)[0], start
 
-    def log_ratios(params: Params, theta: PyTree, x: PyTree, partners: Array) -> Array:
+    def log_ratios(
+        params: Params, key: Array, theta: PyTree, x: PyTree, partners: Array
+    ) -> Array:
+        local_key, noise_key = jax.random.split(key)
         z = jax.vmap(prior.to_vector)(theta)
-        of_theta = jax.vmap(lambda t, z: embed_theta(params, t, z))(theta, z)
-        of_x = jax.vmap(lambda v: embed_x(params, v))(x)
+        of_x = jax.vmap(partial(embed_x, params))(x)
+        is_local = uniform(local_key, partners.shape, z.dtype) < 0.5
+        is_local = is_local.at[:, 0].set(False)
+        noise = normal(noise_key, (*partners.shape, prior.num_dims), z.dtype)
 
-        def row(of_one_x: tuple, indices: Array) -> Array:
-            competing = jax.tree.map(lambda leaf: leaf[indices], of_theta)
-            return jax.vmap(lambda t: logit(params, t, of_one_x))(competing)
+        def one(of_one_x: tuple, z: Array, is_local: Array, noise: Array) -> Array:
+            linear, (_, features) = params.stats.theta["linear"], of_one_x
+            drawn = from_residual(linear, noise, features)
+            inside = jnp.isfinite(log_prior(prior.from_vector(drawn), drawn))
+            z = jnp.where(is_local & inside, drawn, z)
+            of_theta = embed_theta(params, prior.from_vector(z), z)
+            value, start = logit(params, of_theta, of_one_x)
+            return value - jnp.logaddexp(start, 0.0) + math.log(2.0)
 
-        return jax.vmap(row)(of_x, partners)
+        row = jax.vmap(one, (None, 0, 0, 0))
+        return jax.vmap(row)(of_x, z[partners], is_local, noise)
 
     def ratio_of(params: Params, x: PyTree) -> Callable[[PyTree, Array], Array]:
         of_x = embed_x(params, x)
-        return lambda theta, z: logit(params, embed_theta(params, theta, z), of_x)
+        return lambda theta, z: logit(params, embed_theta(params, theta, z), of_x)[0]
 
     log_ratio_fn, log_prob_fn, sample_fn = unnormalised_posterior(
         prior, sampler, ratio_of

@@ -1,14 +1,15 @@
 """Objectives of neural ratio estimation.
 
-A classifier tells pairs of the joint p(theta, x) from pairs of the product
-p(theta) p(x), and its logit is log r(theta, x) = log p(x | theta) / p(x).  The
+A classifier tells pairs of the joint p(theta, x) from pairs of m(theta | x) p(x), and
+its logit is log r(theta, x) = log p(theta | x) / m(theta | x).  Where the wrong thetas
+come from, m, is known: the prior, or what is closer to the posterior.  The
 objectives differ in how many thetas compete for one x:
 
     A     L = -E log s(r(theta, x)) - E log s(-r(theta', x)),
     B     L = -E log [r_0 / sum_{k=0}^{K-1} r_k],
     C     L = -p_0 E log q(0 | theta_1:K, x) - p_K E log q(1 | theta, theta_1:K-1, x),
 
-with theta', theta_k from the marginal, s the sigmoid, p_0 = 1 / (1 + gamma),
+with theta', theta_k from m, s the sigmoid, p_0 = 1 / (1 + gamma),
 p_K = 1 - p_0, and q(0) = 1 / (1 + gamma / K sum_k r_k),
 q(k) = gamma / K r_k q(0).  B knows r only up to a function of x, A and C know it
 all.
@@ -29,12 +30,17 @@ __all__ = ["LogRatios", "RatioLoss", "balanced", "nre_a", "nre_b", "nre_c"]
 
 
 class LogRatios(Protocol):
-    """Log-ratios of many thetas for each x of a batch."""
+    """Log-ratios of the right theta and of wrong ones for each x of a batch."""
 
     def __call__(
-        self, params: Params, theta: PyTree, x: PyTree, partners: Array
+        self, params: Params, key: Array, theta: PyTree, x: PyTree, partners: Array
     ) -> Array:
-        """Return `[B, K]`: log r(theta[partners[i, k]], x[i])."""
+        """Return log r `[B, K]` of K thetas for each x.
+
+        The first is theta[partners[i, 0]], the right one.  The others are those of
+        the other rows of `partners`, drawn from p(theta), or with `key` moved so that
+        each comes from m(theta | x) by itself.
+        """
         ...
 
 
@@ -45,7 +51,7 @@ def nre_a(*, num_negatives: int = 1) -> RatioLoss:
     """Binary cross-entropy of pairs from the joint and from the product.
 
     Args:
-        num_negatives: thetas from the marginal for each x, averaged over.
+        num_negatives: wrong thetas for each x, averaged over.
 
     Returns:
         A function from log-ratios to a loss.
@@ -60,7 +66,8 @@ def nre_a(*, num_negatives: int = 1) -> RatioLoss:
         >>> batch = Simulations(jnp.zeros(4), jnp.zeros(4), jnp.ones(4))
         >>> one = jax.tree.map(lambda leaf: leaf[0], batch)
         >>> params = Params(net={}, stats=Stats(one, {}, {}))
-        >>> loss = nre_a()(lambda params, theta, x, partners: jnp.zeros(partners.shape))
+        >>> zeros = lambda params, key, theta, x, partners: jnp.zeros(partners.shape)
+        >>> loss = nre_a()(zeros)
         >>> round(float(loss(params, jax.random.key(0), batch)), 4)  # 2 log 2
         1.3863
 
@@ -83,7 +90,7 @@ def balanced(*, num_negatives: int = 1, strength: float = 100.0) -> RatioLoss:
     Adds strength (E s(r(theta, x)) + E s(r(theta', x)) - 1)^2 to `nre_a`.
 
     Args:
-        num_negatives: thetas from the marginal for each x, averaged over.
+        num_negatives: wrong thetas for each x, averaged over.
         strength: factor of the penalty.
 
     Returns:
@@ -130,7 +137,7 @@ def nre_b(*, num_atoms: int = 10) -> RatioLoss:
         >>> batch = Simulations(jnp.zeros(9), jnp.zeros(9), jnp.ones(9))
         >>> one = jax.tree.map(lambda leaf: leaf[0], batch)
         >>> params = Params(net={}, stats=Stats(one, {}, {}))
-        >>> zeros = lambda params, theta, x, partners: jnp.zeros(partners.shape)
+        >>> zeros = lambda params, key, theta, x, partners: jnp.zeros(partners.shape)
         >>> loss = nre_b(num_atoms=4)(zeros)
         >>> round(float(loss(params, jax.random.key(0), batch)), 4)  # log 4
         1.3863
@@ -168,7 +175,7 @@ def nre_c(*, num_atoms: int = 10, gamma: float = 1.0) -> RatioLoss:
         >>> batch = Simulations(jnp.zeros(9), jnp.zeros(9), jnp.ones(9))
         >>> one = jax.tree.map(lambda leaf: leaf[0], batch)
         >>> params = Params(net={}, stats=Stats(one, {}, {}))
-        >>> zeros = lambda params, theta, x, partners: jnp.zeros(partners.shape)
+        >>> zeros = lambda params, key, theta, x, partners: jnp.zeros(partners.shape)
         >>> loss = nre_c(num_atoms=1)(zeros)
         >>> round(float(loss(params, jax.random.key(0), batch)), 4)  # log 2
         0.6931
@@ -205,9 +212,10 @@ def _contrast(
         def loss_fn(params: Params, key: Array, batch: Simulations) -> Array:
             theta, x, weight = fill_zero_weight(batch, params.stats.example)
             own = jnp.arange(weight.size)[:, None]
-            others = _other_rows(key, weight, num_negatives)
+            rows_key, key = jax.random.split(key)
+            others = _other_rows(rows_key, weight, num_negatives)
             partners = jnp.concatenate([own, others], axis=1)
-            values = log_ratios(params, theta, x, partners)
+            values = log_ratios(params, key, theta, x, partners)
             total = jnp.sum(weight)
             share = weight / jnp.where(total > 0, total, 1.0)
             return score(values[:, 0], values[:, 1:], share)

@@ -19,7 +19,7 @@ SLOPE = 0.7
 PAIR = np.array([1.0, 0.0, 2.0])
 
 
-def log_ratios(params, theta, x, partners):
+def log_ratios(params, key, theta, x, partners):
     """log r(theta, x) = slope * theta * x."""
     return params.net * theta[partners] * x[:, None]
 
@@ -159,7 +159,7 @@ def test_each_minimum_is_the_true_ratio():
     x = jnp.where(jax.random.bernoulli(flip_key, stay, (num,)), theta, -theta)
     batch = Simulations(theta, x, jnp.ones(num))
 
-    def ratios(params, theta, x, partners):
+    def ratios(params, key, theta, x, partners):
         return params.net[0] + params.net[1] * theta[partners] * x[:, None]
 
     # p(x | theta) / p(x) is 1.6 for equal signs, .4 for others.
