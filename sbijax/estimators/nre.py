@@ -12,12 +12,12 @@ standardised x: where theta and x are jointly Gaussian there is nothing left to
 learn.
 
 Thetas from the prior are hardly ever wrong by little, so a narrow posterior leaves
-nothing to learn its shape from.  Half of the wrong thetas are therefore drawn from
+nothing to learn its shape from.  A share of the wrong thetas is therefore drawn from
 the posterior under the regression, and the losses see
 
-    log p(theta | x) - log m(theta | x) = log r - log(1 / 2 + s / 2),
+    log p(theta | x) - log m(theta | x) = log r - log(1 - share + share s),
 
-where m is half of that posterior and half of the prior.
+where m is the mixture of that posterior and of the prior.
 
 Reference:
     Gutmann, Hyvarinen. Noise-contrastive estimation of unnormalized statistical
@@ -59,7 +59,6 @@ from sbijax.losses import RatioLoss, nre_b
 from sbijax.networks import flatten as join
 from sbijax.networks import resnet, robust
 from sbijax.networks.linear import fit_linear, from_residual, to_residual
-from sbijax.noise import normal, uniform
 
 __all__ = ["make_nre"]
 
@@ -77,14 +76,15 @@ def make_nre(
     """Make a neural ratio estimator.
 
     Args:
-        prior: the prior that theta was drawn from.
+        prior: the prior that theta was drawn from; training draws wrong thetas from it.
         loss: the objective, by default `losses.nre_b()`; also `nre_a`, `nre_c`
             and `balanced`.
         classifier: network from the embedded theta and the embedded x to one
             logit `[1]`, by default a residual network.
         embedding_theta: network from the vector form z of theta `[D]` and the
             standardised theta (its pytree) to a vector; by default they are
-            joined.
+            joined. It is applied to the wrong thetas too, ten for each right one by
+            default.
         embedding_x: network from one standardised x (its pytree) to a vector;
             by default the leaves are joined, each entry scaled by how much it has to
             do with theta.
@@ -186,10 +186,7 @@ def make_nre(
         """Embedding, vector form, and log-density of the prior there."""
         inputs = see_theta(params.stats, theta, z)
         of_theta = embedding_theta.apply(params.net["theta"], *inputs)
-        return of_theta, z, log_prior(theta, z)
-
-    def log_prior(theta: PyTree, z: Array) -> Array:
-        return prior.log_prob(theta) + prior.log_det(z)
+        return of_theta, z, prior.log_prob(theta) + prior.log_det(z)
 
     def embed_x(params: Params, x: PyTree) -> tuple[PyTree, Array]:
         """Embedding, and features of the regression."""
@@ -197,46 +194,73 @@ def make_nre(
         return embedding_x.apply(params.net["x"], value), features_of(value)
 
     def logit(params: Params, of_theta: tuple, of_x: tuple) -> tuple[Array, Array]:
-        """The logit, and where it starts: the ratio under the regression."""
-        (u, z, log_density), (v, features) = of_theta, of_x
+        """What the network says, and the ratio of the regression that it adds to."""
+        (u, z, log_prior), (v, features) = of_theta, of_x
         linear = params.stats.theta["linear"]
         y = to_residual(linear, z, features)
-        start = jnp.sum(norm.logpdf(y)) + linear.log_det - log_density
-        return start + classifier.apply(params.net["classifier"], u, v)[0], start
+        start = jnp.sum(norm.logpdf(y)) + linear.log_det - log_prior
+        return classifier.apply(params.net["classifier"], u, v)[0], start
 
-    def log_ratios(
-        params: Params, key: Array, theta: PyTree, x: PyTree, partners: Array
+    def draw_wrong(
+        params: Params, key: Array, features: Array, local_share: float
     ) -> Array:
-        local_key, noise_key = jax.random.split(key)
-        z = jax.vmap(prior.to_vector)(theta)
-        of_x = jax.vmap(partial(embed_x, params))(x)
-        is_local = uniform(local_key, partners.shape, z.dtype) < 0.5
-        is_local = is_local.at[:, 0].set(False)
-        noise = normal(noise_key, (*partners.shape, prior.num_dims), z.dtype)
+        """One z of m, for one x."""
+        prior_key, share_key, noise_key = jax.random.split(key, 3)
+        z = prior.to_vector(prior.sample(prior_key))
+        if local_share == 0.0:
+            return z
+        noise = jax.random.normal(noise_key, z.shape, z.dtype)
+        near = from_residual(params.stats.theta["linear"], noise, features)
+        return jnp.where(jax.random.uniform(share_key) < local_share, near, z)
 
-        def one(of_one_x: tuple, z: Array, is_local: Array, noise: Array) -> Array:
-            linear, (_, features) = params.stats.theta["linear"], of_one_x
-            drawn = from_residual(linear, noise, features)
-            inside = jnp.isfinite(log_prior(prior.from_vector(drawn), drawn))
-            z = jnp.where(is_local & inside, drawn, z)
-            of_theta = embed_theta(params, prior.from_vector(z), z)
-            value, start = logit(params, of_theta, of_one_x)
-            return value - jnp.logaddexp(start, 0.0) + math.log(2.0)
+    def contrast(
+        params: Params,
+        key: Array,
+        theta: PyTree,
+        x: PyTree,
+        *,
+        num_wrong: int,
+        local_share: float,
+    ) -> Array:
+        def row(keys: Array, theta: PyTree, x: PyTree) -> Array:
+            of_x = embed_x(params, x)
+            wrong = jax.vmap(lambda k: draw_wrong(params, k, of_x[1], local_share))
+            z = jnp.append(prior.to_vector(theta)[None], wrong(keys), axis=0)
 
-        row = jax.vmap(one, (None, 0, 0, 0))
-        return jax.vmap(row)(of_x, z[partners], is_local, noise)
+            def ratio(z: Array) -> Array:
+                of_theta = embed_theta(params, prior.from_vector(z), z)
+                learned, start = logit(params, of_theta, of_x)
+                return learned + _relative_to_mixture(start, local_share)
+
+            return jax.vmap(ratio)(z)
+
+        size = len(jax.tree.leaves(x)[0])
+        return jax.vmap(row)(jax.random.split(key, (size, num_wrong)), theta, x)
 
     def ratio_of(params: Params, x: PyTree) -> Callable[[PyTree, Array], Array]:
         of_x = embed_x(params, x)
-        return lambda theta, z: logit(params, embed_theta(params, theta, z), of_x)[0]
+
+        def log_ratio(theta: PyTree, z: Array) -> Array:
+            learned, start = logit(params, embed_theta(params, theta, z), of_x)
+            return learned + start
+
+        return log_ratio
 
     log_ratio_fn, log_prob_fn, sample_fn = unnormalised_posterior(
         prior, sampler, ratio_of
     )
     return RatioEstimator(
         init=init_fn,
-        loss=loss(log_ratios),
+        loss=loss(contrast),
         log_prob=log_prob_fn,
         sample=sample_fn,
         log_ratio=log_ratio_fn,
     )
+
+
+def _relative_to_mixture(log_ratio: Array, share: float) -> Array:
+    """log s - log(1 - share + share s), for log s; finite where s is not."""
+    if share == 0.0:
+        return log_ratio
+    log_odds = math.log(share) - math.log1p(-share)
+    return jax.nn.log_sigmoid(log_ratio + log_odds) - math.log(share)

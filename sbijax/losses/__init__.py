@@ -2,12 +2,12 @@
 
 from sbijax.losses.density import negative_log_density
 from sbijax.losses.diffusion import DiffusionLoss, Field, edm, flow_matching, ve, vp
-from sbijax.losses.ratio import LogRatios, RatioLoss, balanced, nre_a, nre_b, nre_c
+from sbijax.losses.ratio import Contrast, RatioLoss, balanced, nre_a, nre_b, nre_c
 
 __all__ = [
+    "Contrast",
     "DiffusionLoss",
     "Field",
-    "LogRatios",
     "RatioLoss",
     "balanced",
     "edm",

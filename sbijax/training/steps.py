@@ -306,7 +306,7 @@ def _has_waited(
     """Whether these epochs without progress are as many as patience has."""
     if config.patience is not None:
         return stalled >= config.patience
-    noisy = isinstance(estimator, DiffusionEstimator)  # noise is drawn in its loss
+    noisy = isinstance(estimator, DiffusionEstimator)  # most of its loss is noise
     num_epochs = PATIENCE_OF_NOISY_LOSS if noisy else PATIENCE_EPOCHS
     # The average of the parameters has hardly moved before so many steps.
     num_steps = stalled * state.step / (state.epoch + 1)

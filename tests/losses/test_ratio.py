@@ -1,5 +1,7 @@
 """The losses of NRE against numpy, with the numbers written out."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,21 +9,20 @@ import pytest
 
 from sbijax.base import Params, Simulations, Stats
 from sbijax.losses import balanced, nre_a, nre_b, nre_c
-from sbijax.losses.ratio import _other_rows
 
 THETA = np.array([0.5, -1.0, 2.0])
 X = np.array([1.0, -0.5, 1.5])
 WEIGHT = np.array([1.0, 0.5, 2.0])
 SLOPE = 0.7
 
-# With two rows of positive weight the other row is the only possible negative:
-# the loss is known to the digit, whatever the key.
 PAIR = np.array([1.0, 0.0, 2.0])
+OTHER = np.array([2, 0, 0])
 
 
-def log_ratios(params, key, theta, x, partners):
-    """log r(theta, x) = slope * theta * x."""
-    return params.net * theta[partners] * x[:, None]
+def contrast(params, key, theta, x, *, num_wrong, local_share):
+    """log r(theta, x) = slope * theta * x; all wrong thetas are that of one other."""
+    rows = np.stack([np.arange(3), *[OTHER] * num_wrong], axis=1)
+    return params.net * theta[rows] * x[:, None]
 
 
 def make_params(slope=SLOPE):
@@ -35,7 +36,7 @@ def make_batch(theta=THETA, x=X, weight=PAIR):
 
 def value_of(loss, batch=None, slope=SLOPE, seed=0):
     batch = make_batch() if batch is None else batch
-    return loss(log_ratios)(make_params(slope), jax.random.key(seed), batch)
+    return loss(contrast)(make_params(slope), jax.random.key(seed), batch)
 
 
 def sigmoid(value):
@@ -101,12 +102,14 @@ def test_one_atom_and_even_odds_are_binary_cross_entropy():
     np.testing.assert_allclose(2.0 * found, value_of(nre_a()), rtol=1e-5)
 
 
-LOSSES = {
-    "a": nre_a(),
-    "balanced": balanced(),
-    "b": nre_b(num_atoms=3),
-    "c": nre_c(num_atoms=3),
+MAKERS = {
+    "a": nre_a,
+    "balanced": balanced,
+    "b": partial(nre_b, num_atoms=3),
+    "c": partial(nre_c, num_atoms=3),
 }
+LOSSES = {name: make() for name, make in MAKERS.items()}
+KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -114,7 +117,7 @@ LOSSES = {
 def test_rows_of_weight_zero_have_no_effect_whatever_they_hold(loss, junk):
     def score(batch):
         return jax.value_and_grad(
-            lambda net: loss(log_ratios)(
+            lambda net: loss(contrast)(
                 make_params()._replace(net=net), jax.random.key(0), batch
             )
         )(jnp.array(SLOPE))
@@ -127,60 +130,60 @@ def test_rows_of_weight_zero_have_no_effect_whatever_they_hold(loss, junk):
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("weight", [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-def test_batches_without_a_negative_are_finite(loss, weight):
+def test_batches_of_little_weight_are_finite(loss, weight):
     batch = make_batch(weight=np.array(weight))
     value, grad = jax.value_and_grad(lambda net: value_of(loss, batch, net))(SLOPE)
     assert np.isfinite(value)
     assert np.isfinite(grad)
 
 
-def test_negatives_follow_the_weights_and_leave_out_the_row_itself():
-    weight = np.array([1.0, 0.0, 2.0, 3.0, 0.0, 4.0])
-    num = 20_000
-    rows = np.asarray(
-        jax.jit(_other_rows, static_argnums=2)(
-            jax.random.key(0), jnp.asarray(weight, jnp.float32), num
-        )
-    )
-    for i in range(len(weight)):
-        expected = weight.copy()
-        expected[i] = 0.0
-        expected /= expected.sum()
-        share = np.bincount(rows[i], minlength=len(weight)) / num
-        error = np.sqrt(expected * (1.0 - expected) / num)
-        assert np.all(np.abs(share - expected) <= 5 * error)
-
-
-def test_each_minimum_is_the_true_ratio():
+@pytest.mark.parametrize("local_share", [0.0, 0.5])
+@pytest.mark.parametrize("name", MAKERS)
+def test_minimum_is_the_true_ratio(name, local_share):
     # theta, x ~ +-1 with correlation: log r(theta, x) = a + b theta x.
     key, pair_key, flip_key = jax.random.split(jax.random.key(1), 3)
-    num, stay = 20_000, 0.8
+    num, stay, near = 20_000, 0.8, 0.7
     theta = jnp.where(jax.random.bernoulli(pair_key, 0.5, (num,)), 1.0, -1.0)
     x = jnp.where(jax.random.bernoulli(flip_key, stay, (num,)), theta, -theta)
     batch = Simulations(theta, x, jnp.ones(num))
+    # Wrong thetas are +-1 with even chances, or equal x with probability .7.
+    equal = 0.5 * (1.0 - local_share) + near * local_share
 
-    def ratios(params, key, theta, x, partners):
-        return params.net[0] + params.net[1] * theta[partners] * x[:, None]
+    def contrast(params, key, theta, x, *, num_wrong, local_share):
+        agrees = jax.random.bernoulli(key, equal, (num, num_wrong))
+        sign = jnp.append((theta * x)[:, None], jnp.where(agrees, 1.0, -1.0), axis=1)
+        log_m = jnp.log(jnp.where(sign > 0, equal, 1.0 - equal) / 0.5)
+        return params.net[0] + params.net[1] * sign - log_m
 
     # p(x | theta) / p(x) is 1.6 for equal signs, .4 for others.
     mean = (np.log(1.6) + np.log(0.4)) / 2
     half = (np.log(1.6) - np.log(0.4)) / 2
-    for name, make in LOSSES.items():
-        loss = make(ratios)
+    loss = MAKERS[name](local_share=local_share)(contrast)
 
-        def score(net, loss=loss):
-            return loss(make_params()._replace(net=net), jax.random.clone(key), batch)
+    def score(net):
+        return loss(make_params()._replace(net=net), jax.random.clone(key), batch)
 
-        net = jnp.zeros(2)
-        step = jax.jit(
-            lambda n, s=score: n - jnp.linalg.pinv(jax.hessian(s)(n)) @ jax.grad(s)(n)
-        )
-        for _ in range(20):
-            net = step(net)
-        # 1 / sqrt(N) times a factor of order one for the odds, and five of them.
-        assert abs(net[1] - half) < 5 * 3 / num**0.5
-        if name != "b":  # which does not know the part that is the same for all theta
-            assert abs(net[0] - mean) < 5 * 3 / num**0.5
+    net = jnp.zeros(2)
+    step = jax.jit(
+        lambda n: n - jnp.linalg.pinv(jax.hessian(score)(n)) @ jax.grad(score)(n)
+    )
+    for _ in range(20):
+        net = step(net)
+    # 1 / sqrt(N) times a factor of order one for the odds, and five of them.
+    assert abs(net[1] - half) < 5 * 3 / num**0.5
+    if name != "b":  # which does not know the part that is the same for all theta
+        assert abs(net[0] - mean) < 5 * 3 / num**0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("a", 0.5), ("b", 0.5), ("c", 0.5), ("balanced", 0.0)]
+)
+def test_share_of_local_thetas_by_default(name, expected):
+    def contrast(params, key, theta, x, *, num_wrong, local_share):
+        assert local_share == expected
+        return jnp.zeros((3, 1 + num_wrong))
+
+    assert np.isfinite(MAKERS[name]()(contrast)(make_params(), KEY, make_batch()))
 
 
 @pytest.mark.parametrize(
@@ -191,6 +194,8 @@ def test_each_minimum_is_the_true_ratio():
         lambda: nre_b(num_atoms=1),
         lambda: nre_c(num_atoms=0),
         lambda: nre_c(gamma=0.0),
+        lambda: nre_a(local_share=1.0),
+        lambda: nre_b(local_share=-0.1),
     ],
 )
 def test_bad_configuration_is_refused(make):
