@@ -58,7 +58,13 @@ from sbijax.estimators._unnormalised import unnormalised_posterior
 from sbijax.losses import RatioLoss, nre_b
 from sbijax.networks import flatten as join
 from sbijax.networks import resnet, robust
-from sbijax.networks.linear import fit_linear, from_residual, to_residual
+from sbijax.networks.linear import (
+    LinearStats,
+    fit_linear,
+    from_residual,
+    to_residual,
+)
+from sbijax.noise import normal, uniform
 
 __all__ = ["make_nre"]
 
@@ -202,16 +208,23 @@ def make_nre(
         return classifier.apply(params.net["classifier"], u, v)[0], start
 
     def draw_wrong(
-        params: Params, key: Array, features: Array, local_share: float
+        key: Array,
+        linear: LinearStats,
+        features: Array,
+        shape: tuple[int, int],
+        local_share: float,
     ) -> Array:
-        """One z of m, for one x."""
+        """z of m `[B, K, D]` for the features `[B, F]` of each x."""
         prior_key, share_key, noise_key = jax.random.split(key, 3)
-        z = prior.to_vector(prior.sample(prior_key))
+        keys = jax.random.split(prior_key, shape)
+        z = jax.vmap(jax.vmap(lambda key: prior.to_vector(prior.sample(key))))(keys)
         if local_share == 0.0:
             return z
-        noise = jax.random.normal(noise_key, z.shape, z.dtype)
-        near = from_residual(params.stats.theta["linear"], noise, features)
-        return jnp.where(jax.random.uniform(share_key) < local_share, near, z)
+        noise = normal(noise_key, z.shape, z.dtype)
+        of_one_x = jax.vmap(partial(from_residual, linear), (0, None))
+        near = jax.vmap(of_one_x)(noise, features)
+        is_local = uniform(share_key, shape, z.dtype) < local_share
+        return jnp.where(is_local[..., None], near, z)
 
     def contrast(
         params: Params,
@@ -222,20 +235,18 @@ def make_nre(
         num_wrong: int,
         local_share: float,
     ) -> Array:
-        def row(keys: Array, theta: PyTree, x: PyTree) -> Array:
-            of_x = embed_x(params, x)
-            wrong = jax.vmap(lambda k: draw_wrong(params, k, of_x[1], local_share))
-            z = jnp.append(prior.to_vector(theta)[None], wrong(keys), axis=0)
+        right = jax.vmap(prior.to_vector)(theta)
+        of_x = jax.vmap(partial(embed_x, params))(x)
+        linear, shape = params.stats.theta["linear"], (len(right), num_wrong)
+        wrong = draw_wrong(key, linear, of_x[1], shape, local_share)
 
-            def ratio(z: Array) -> Array:
-                of_theta = embed_theta(params, prior.from_vector(z), z)
-                learned, start = logit(params, of_theta, of_x)
-                return learned + _relative_to_mixture(start, local_share)
+        def ratio(of_one_x: tuple, z: Array) -> Array:
+            of_theta = embed_theta(params, prior.from_vector(z), z)
+            learned, start = logit(params, of_theta, of_one_x)
+            return learned + _relative_to_mixture(start, local_share)
 
-            return jax.vmap(ratio)(z)
-
-        size = len(jax.tree.leaves(x)[0])
-        return jax.vmap(row)(jax.random.split(key, (size, num_wrong)), theta, x)
+        z = jnp.concatenate([right[:, None], wrong], axis=1)
+        return jax.vmap(jax.vmap(ratio, (None, 0)))(of_x, z)
 
     def ratio_of(params: Params, x: PyTree) -> Callable[[PyTree, Array], Array]:
         of_x = embed_x(params, x)
