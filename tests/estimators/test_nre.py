@@ -116,8 +116,8 @@ def test_narrow_posterior_of_two_widths_is_learned(loss):
     for x in ([0.0, 0.0], [3.0, -4.0], [-5.0, 2.0]):
         learned = normalise(np.asarray(log_ratio(steps, jnp.array(x)), float))
         divergence = np.sum(np.exp(exact) * (exact - learned))
-        # .03 to .12 over seeds; .43 to 1.2 with thetas from the prior alone
-        assert 0.0 <= divergence < 0.2
+        # .04 to .22 in ten trainings; .43 to 1.2 with thetas from the prior alone
+        assert 0.0 <= divergence < 0.35
 
 
 def normalise(log_density):
