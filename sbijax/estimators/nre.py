@@ -89,7 +89,7 @@ def make_nre(
             logit `[1]`, by default a residual network.
         embedding_theta: network from the vector form z of theta `[D]` and the
             standardised theta (its pytree) to a vector; by default they are
-            joined. It is applied to the wrong thetas too, ten for each right one by
+            joined. It is applied to the wrong thetas too, nine for each right one by
             default.
         embedding_x: network from one standardised x (its pytree) to a vector;
             by default the leaves are joined, each entry scaled by how much it has to
