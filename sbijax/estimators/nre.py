@@ -199,7 +199,9 @@ def make_nre(
         value = read(params.stats.x, x)
         return embedding_x.apply(params.net["x"], value), features_of(value)
 
-    def logit(params: Params, of_theta: tuple, of_x: tuple) -> tuple[Array, Array]:
+    def logit_terms(
+        params: Params, of_theta: tuple, of_x: tuple
+    ) -> tuple[Array, Array]:
         """What the network says, and the ratio of the regression that it adds to."""
         (u, z, log_prior), (v, features) = of_theta, of_x
         linear = params.stats.theta["linear"]
@@ -242,7 +244,7 @@ def make_nre(
 
         def ratio(of_one_x: tuple, z: Array) -> Array:
             of_theta = embed_theta(params, prior.from_vector(z), z)
-            learned, start = logit(params, of_theta, of_one_x)
+            learned, start = logit_terms(params, of_theta, of_one_x)
             return learned + _relative_to_mixture(start, local_share)
 
         z = jnp.concatenate([right[:, None], wrong], axis=1)
@@ -252,7 +254,7 @@ def make_nre(
         of_x = embed_x(params, x)
 
         def log_ratio(theta: PyTree, z: Array) -> Array:
-            learned, start = logit(params, embed_theta(params, theta, z), of_x)
+            learned, start = logit_terms(params, embed_theta(params, theta, z), of_x)
             return learned + start
 
         return log_ratio
