@@ -243,6 +243,7 @@ def make_nre(
         wrong = draw_wrong(key, linear, of_x[1], shape, local_share)
 
         def ratio(of_one_x: tuple, z: Array) -> Array:
+            # Of the right z too: at the bounds a theta may have no finite density.
             of_theta = embed_theta(params, prior.from_vector(z), z)
             learned, start = logit_terms(params, of_theta, of_one_x)
             return learned + _relative_to_mixture(start, local_share)

@@ -27,7 +27,7 @@ PRIORS = {
 
 
 def untrained(prior, look):
-    """An estimator before training, whose loss is `look(contrast, params, ...)`."""
+    """An estimator, initial parameters and simulations; its loss is `look`."""
     prior = sj.make_prior(prior)
     sims = sj.simulate(jax.random.key(0), prior, noisy, 5_000, progress=False)
 
