@@ -59,7 +59,7 @@ class DiffusionLoss(NamedTuple):
 
 
 def flow_matching(
-    *, time_exponent: float = 1.0, min_scale: float = 1e-4, num_draws: int = 8
+    *, time_exponent: float = 1.0, min_scale: float = 1e-4, num_draws: int | None = None
 ) -> DiffusionLoss:
     """Straight paths t y + (1 - t) e, velocities regressed on y - e.
 
@@ -68,7 +68,8 @@ def flow_matching(
             above 0 those near the data are visited more often.
         min_scale: noise that is left at t = 1.
         num_draws: angles and noises for each simulation of a batch; x is embedded
-            once for all of them.
+            once for all of them.  By default about 1,000 for a batch, from 2 to 8
+            for a simulation.
 
     Returns:
         A function from `encode(params, theta, x) -> (y [D], context)` and a
@@ -113,7 +114,7 @@ def flow_matching(
 
 
 def edm(
-    *, location: float = -2.0, scale: float = 1.6, num_draws: int = 8
+    *, location: float = -2.0, scale: float = 1.6, num_draws: int | None = None
 ) -> DiffusionLoss:
     """Log-normal noise scales, all errors counted alike.
 
@@ -124,7 +125,8 @@ def edm(
         location: mean of log sigma.
         scale: standard deviation of log sigma.
         num_draws: angles and noises for each simulation of a batch; x is embedded
-            once for all of them.
+            once for all of them.  By default about 1,000 for a batch, from 2 to 8
+            for a simulation.
 
     Returns:
         A function from `encode(params, theta, x) -> (y [D], context)` and a
@@ -164,7 +166,7 @@ def edm(
 
 
 def ve(
-    *, min_scale: float = 0.01, max_scale: float = 10.0, num_draws: int = 8
+    *, min_scale: float = 0.01, max_scale: float = 10.0, num_draws: int | None = None
 ) -> DiffusionLoss:
     """Noise y + sigma e that explodes: sigma spread evenly in its logarithm.
 
@@ -172,7 +174,8 @@ def ve(
         min_scale: smallest sigma.
         max_scale: largest sigma.
         num_draws: angles and noises for each simulation of a batch; x is embedded
-            once for all of them.
+            once for all of them.  By default about 1,000 for a batch, from 2 to 8
+            for a simulation.
 
     Returns:
         A function from `encode(params, theta, x) -> (y [D], context)` and a
@@ -210,7 +213,7 @@ def ve(
 
 
 def vp(
-    *, min_rate: float = 0.1, max_rate: float = 10.0, num_draws: int = 8
+    *, min_rate: float = 0.1, max_rate: float = 10.0, num_draws: int | None = None
 ) -> DiffusionLoss:
     """Noise sqrt(1 - sigma^2) y + sigma e that preserves the variance.
 
@@ -218,7 +221,8 @@ def vp(
         min_rate: noise rate beta at t = 0.
         max_rate: noise rate beta at t = 1, between them it rises linearly.
         num_draws: angles and noises for each simulation of a batch; x is embedded
-            once for all of them.
+            once for all of them.  By default about 1,000 for a batch, from 2 to 8
+            for a simulation.
 
     Returns:
         A function from `encode(params, theta, x) -> (y [D], context)` and a
@@ -257,13 +261,19 @@ def vp(
     return _regress(angle_of, lambda angle: jnp.cos(angle) ** 2, num_draws)
 
 
+def default_num_draws(batch_size: int) -> int:
+    """Angles for each row of a batch: among many rows more of them tell little."""
+    return min(8, max(2, 1_000 // batch_size))
+
+
 def _regress(
     angle_of: Callable[[Array], Array],
     weigh: Callable[[Array], Array],
-    num_draws: int,
+    num_draws: int | None,
 ) -> DiffusionLoss:
     """The objective for angles at quantiles in [0, 1) and their weights."""
-    num_draws = check_count(num_draws, "num_draws")
+    if num_draws is not None:
+        num_draws = check_count(num_draws, "num_draws")
 
     def loss_of(encode: Encode, field: Field) -> LossFn:
         def loss_fn(params: Params, key: Array, batch: Simulations) -> Array:
@@ -271,11 +281,12 @@ def _regress(
             theta, x, weight = fill_zero_weight(batch, params.stats.example)
             y, context = jax.vmap(encode, (None, 0, 0))(params, theta, x)
             size = weight.size
+            num_each = num_draws or default_num_draws(size)
             # Evenly spread over the batch, each angle still uniform by its shift.
-            row, draw = jnp.arange(size)[:, None] / size, jnp.arange(num_draws)
+            row, draw = jnp.arange(size)[:, None] / size, jnp.arange(num_each)
             shift = jax.random.uniform(shift_key, (), y.dtype)
-            angle = angle_of(((row + draw) / num_draws + shift) % 1.0)
-            noise = normal(noise_key, (size, num_draws, y.shape[1]), y.dtype)
+            angle = angle_of(((row + draw) / num_each + shift) % 1.0)
+            noise = normal(noise_key, (size, num_each, y.shape[1]), y.dtype)
             cos, sin = jnp.cos(angle)[..., None], jnp.sin(angle)[..., None]
             clean = y[:, None]
             of_draws = jax.vmap(field, (None, 0, 0, None))

@@ -36,7 +36,6 @@ RELAXATION = 0.2
 REINFORCEMENT = 40.0
 AVERAGE_DECAY = 0.99
 PATIENCE_EPOCHS, PATIENCE_OF_NOISY_LOSS, PATIENCE_STEPS = 5, 10, 100
-EVALUATION_BATCH = 2_000
 
 MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8  # of Adam
 
@@ -56,6 +55,10 @@ class Adam(NamedTuple):
 def default_batch_size(size: int) -> int:
     """Rows of a step: N / 100 within 50 and 500."""
     return min(500, max(50, size // 100))
+
+
+def _batch_size(size: int, config: TrainConfig) -> int:
+    return min(config.batch_size or default_batch_size(size), size)
 
 
 def default_weight_decay(size: int) -> float:
@@ -92,7 +95,7 @@ def train_on_rows(
         The state, the sum of the losses of all steps, and the number of steps.
     """
     size = order.shape[0]
-    batch_size = min(config.batch_size or default_batch_size(size), size)
+    batch_size = _batch_size(size, config)
     num_batches = -(-num_train // batch_size)
 
     def step(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
@@ -236,17 +239,24 @@ def end_epoch(
     config: TrainConfig,
 ) -> TrainState:
     """Validate on at most `capacity` rows and judge; without any, on the training."""
-    val_loss = _validation_loss(state, sims, capacity, estimator)
+    val_loss = _validation_loss(state, sims, capacity, estimator, config)
     val_loss = jnp.where(state.num_valid > state.num_train, val_loss, train_loss)
     return _judge(state, train_loss, val_loss, estimator, config)
 
 
 def _validation_loss(
-    state: TrainState, sims: Simulations, capacity: int, estimator: Estimator
+    state: TrainState,
+    sims: Simulations,
+    capacity: int,
+    estimator: Estimator,
+    config: TrainConfig,
 ) -> Array:
-    """Loss of the averaged parameters on the validation rows, same key every time."""
+    """Loss of the averaged parameters on the validation rows, same key every time.
+
+    In batches as those of the training, for a loss may depend on how many rows it sees.
+    """
     size = state.rows.shape[0]
-    batch_size = min(EVALUATION_BATCH, capacity)
+    batch_size = min(_batch_size(size, config), capacity)
     params = Params(state.average.tree(), state.stats)
 
     def chunk(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:

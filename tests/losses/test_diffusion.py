@@ -163,6 +163,24 @@ def test_more_draws_are_more_angles_and_the_same_mean():
     assert four_error < 0.8 * one_error
 
 
+@pytest.mark.parametrize(
+    ("num_rows", "num_draws"), [(1, 8), (64, 8), (200, 5), (500, 2), (2_000, 2)]
+)
+def test_draws_of_a_large_batch_are_fewer(num_rows, num_draws):
+    batch = jax.tree.map(
+        lambda leaf: jnp.resize(leaf, (num_rows, *leaf.shape[1:])), make_batch()
+    )
+
+    def field(params, u, angle, context):
+        return params.net * u
+
+    def value(loss):
+        return loss(encode, field)(make_params(0.3), jax.random.key(0), batch)
+
+    assert value(edm()) == value(edm(num_draws=num_draws))
+    assert value(edm()) != value(edm(num_draws=num_draws + 1))
+
+
 def test_a_batch_without_weight_has_no_loss():
     def field(params, u, angle, context):
         return jnp.ones_like(u)
