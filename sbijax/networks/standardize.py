@@ -9,6 +9,18 @@ by quantiles and squashes the tails,
 where iqr' is the interquartile range over 1.349, the standard deviation of a
 normal with that range.  Within three such deviations the map is close to
 linear, beyond it grows like a logarithm.
+
+Positive quantities that spread over decades, such as populations and rates, are told
+apart by their ratios, which such a map loses where they are small.  Instead
+
+    s = asinh(v / min),
+
+a logarithm of all that was seen, is taken where it makes the element much more normal:
+where the mean log-density of v under a normal y,
+
+    E log |dy / dv| + const,
+
+is larger by .1 nats or more (Box and Cox. An analysis of transformations, 1964).
 """
 
 from collections.abc import Callable
@@ -25,6 +37,7 @@ __all__ = ["missing", "no_standardizer", "pooled", "robust", "zscore"]
 
 _NORMAL_IQR = 1.349
 _LINEAR_RANGE = 4.0
+_LEAST_GAIN = 0.1
 
 
 def zscore() -> Standardizer:
@@ -55,6 +68,10 @@ def zscore() -> Standardizer:
 def robust() -> Standardizer:
     """Squash by asinh around the median, then subtract the mean, divide by the sd.
 
+    Positive elements that are much closer to a log-normal than to a normal, like those
+    that spread over decades, are squashed around 0 instead, from their smallest value
+    on, so that y follows their logarithm.
+
     Elements whose middle half is constant (rare counts, say) take for a scale
     the median distance from it among the rows that differ.
 
@@ -65,25 +82,49 @@ def robust() -> Standardizer:
         >>> stats = robust().fit(values, jnp.ones(5))
         >>> bool(abs(robust().forward(stats, 1e6)) < 3)
         True
+        >>> stats = robust().fit(jnp.logspace(-9.0, 9.0, 19), jnp.ones(19))
+        >>> y = [robust().forward(stats, v) for v in (1e-8, 1e-7, 1e7, 1e8)]
+        >>> bool(abs((y[1] - y[0]) - (y[3] - y[2])) < 0.01)
+        True
+
+    Reference:
+        Box, Cox. An analysis of transformations, 1964.
     """
 
     def squash(s: dict[str, Array], v: Array) -> Array:
-        return jnp.arcsinh((v - s["median"]) / s["spread"])
+        return jnp.arcsinh((v - s["centre"]) / s["spread"])
 
     def fit_leaf(values: Array, weight: Array) -> dict[str, Array]:
         low, median, high = _quantiles(values, weight, (0.25, 0.5, 0.75))
         spread = (high - low) / _NORMAL_IQR
         tiny = 1e-6 * jnp.maximum(jnp.abs(median), jnp.finfo(values.dtype).tiny)
-        spread = jnp.where(spread > tiny, spread, _median_step(values, median, weight))
-        stats = {"median": median, "spread": _LINEAR_RANGE * spread}
+        varies = spread > tiny
+        spread = jnp.where(varies, spread, _median_step(values, median, weight))
+        around = standardize(median, _LINEAR_RANGE * spread, values, weight)
+        least, largest = _range(values, weight)
+        smallest = jnp.maximum(least, jnp.finfo(values.dtype).tiny ** 0.5 * largest)
+        unit = jnp.where(least > 0, smallest, 1.0)
+        of_size = standardize(jnp.zeros_like(unit), unit, values, weight)
+        gain = fit_of(of_size, values, weight) - fit_of(around, values, weight)
+        by_size = varies & (least > 0) & (gain > _LEAST_GAIN)
+        return jax.tree.map(partial(jnp.where, by_size), of_size, around)
+
+    def standardize(
+        centre: Array, spread: Array, values: Array, weight: Array
+    ) -> dict[str, Array]:
+        stats = {"centre": centre, "spread": spread}
         loc, scale = _mean_and_sd(squash(stats, values), weight)
         return stats | {"loc": loc, "scale": scale}
 
+    def fit_of(s: dict[str, Array], values: Array, weight: Array) -> Array:
+        """Mean log-density of v where y is normal, up to a constant."""
+        return _mean_and_sd(log_slope(s, values), weight)[0]
+
     def inverse(s: dict[str, Array], y: Array) -> Array:
-        return s["median"] + s["spread"] * jnp.sinh(s["loc"] + s["scale"] * y)
+        return s["centre"] + s["spread"] * jnp.sinh(s["loc"] + s["scale"] * y)
 
     def log_slope(s: dict[str, Array], v: Array) -> Array:
-        u = (v - s["median"]) / s["spread"]
+        u = (v - s["centre"]) / s["spread"]
         return -jnp.log(jnp.hypot(1.0, u)) - jnp.log(s["spread"]) - jnp.log(s["scale"])
 
     return _leafwise(
@@ -313,6 +354,13 @@ def _mean_and_sd(values: Array, weight: Array) -> tuple[Array, Array]:
     sd = unit * jnp.sqrt(jnp.sum(w * ((v - mean) / unit) ** 2, axis=0) / total)
     floor = 1e-6 * jnp.abs(mean)
     return mean, jnp.where(sd > floor, sd, 1.0)
+
+
+def _range(values: Array, weight: Array) -> tuple[Array, Array]:
+    """The smallest and the largest value of some weight, inf and -inf without any."""
+    w, v = _rows(weight, values)
+    least = jnp.min(jnp.where(w > 0, v, jnp.inf), axis=0)
+    return least, jnp.max(jnp.where(w > 0, v, -jnp.inf), axis=0)
 
 
 def _median_step(values: Array, median: Array, weight: Array) -> Array:

@@ -12,6 +12,7 @@ DATA = {
     "normal": RNG.normal(5.0, 2.0, (200, 3)),
     "heavy_tails": RNG.standard_cauchy((200, 2)) * 10.0,
     "lognormal": np.exp(3.0 * RNG.normal(size=(200, 2))),
+    "decades": np.logspace(-35.0, 12.0, 200),
     "counts": RNG.poisson(0.05, (200, 4)).astype(float),
     "one_outlier": np.concatenate([np.linspace(0.0, 1.0, 199), [1e6]]),
     "huge": np.concatenate([np.linspace(0.0, 1.0, 199), [1e25]]),
@@ -49,7 +50,16 @@ def test_forward_is_finite_and_inverted(kind, name):
 
 @pytest.mark.parametrize("kind", ["zscore", "robust"])
 @pytest.mark.parametrize(
-    "name", ["normal", "heavy_tails", "lognormal", "counts", "tiny_spread", "scalar"]
+    "name",
+    [
+        "normal",
+        "heavy_tails",
+        "lognormal",
+        "decades",
+        "counts",
+        "tiny_spread",
+        "scalar",
+    ],
 )
 def test_mean_and_sd_after_forward(kind, name):
     values, stats = fit(kind, DATA[name])
@@ -115,6 +125,42 @@ def test_robust_is_near_linear_in_the_bulk():
     y = jax.vmap(lambda v: robust().forward(stats, v))(jnp.asarray(inner))
     assert np.corrcoef(inner, y)[0, 1] > 0.999
     assert np.all(np.diff(y) >= 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "by_ratio"),
+    [
+        (RNG.lognormal(2.0, 3.0, 5_000), True),
+        (RNG.lognormal(2.0, 0.2, 5_000), False),
+        (RNG.exponential(1.0, 5_000), True),
+        (RNG.uniform(0.0, 1.0, 5_000), False),
+        (RNG.normal(100.0, 1.0, 5_000), False),
+        (RNG.standard_cauchy(5_000), False),
+        (-RNG.lognormal(2.0, 3.0, 5_000), False),
+        (np.append(RNG.lognormal(2.0, 3.0, 5_000), 0.0), False),
+        (np.append(RNG.normal(100.0, 1.0, 5_000), 1e6), False),
+    ],
+)
+def test_positive_elements_of_many_sizes_are_told_apart_by_ratios(values, by_ratio):
+    _, stats = fit("robust", values)
+    low, high = np.quantile(np.abs(values), [0.02, 0.98]) * np.sign(values[0])
+    forward = jax.vmap(lambda v: robust().forward(stats, v))
+    low, low_twice, high, high_twice = forward(
+        jnp.array([low, 2 * low, high, 2 * high])
+    )
+    equal = np.isclose(low_twice - low, high_twice - high, rtol=0.25)
+    assert equal == by_ratio
+
+
+def test_sizes_of_all_decades_are_finite_and_inverted():
+    values, stats = fit("robust", DATA["decades"])
+    y = jax.vmap(lambda v: robust().forward(stats, v))(values)
+    back = jax.vmap(lambda y: robust().inverse(stats, y))(y)
+    seen = values > 1e-6  # within half of the exponents of float32
+    np.testing.assert_allclose(back[seen], values[seen], rtol=1e-3)
+    for value in (0.0, -1.0, -1e30, 1e-38, 1e30):
+        assert abs(robust().forward(stats, value)) < 20.0
+        assert np.isfinite(robust().log_det(stats, value))
 
 
 @pytest.mark.parametrize("kind", ["zscore", "robust"])
