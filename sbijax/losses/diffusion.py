@@ -261,7 +261,7 @@ def vp(
     return _regress(angle_of, lambda angle: jnp.cos(angle) ** 2, num_draws)
 
 
-def default_num_draws(batch_size: int) -> int:
+def _default_num_draws(batch_size: int) -> int:
     """Angles for each row of a batch: among many rows more of them tell little."""
     return min(8, max(2, 1_000 // batch_size))
 
@@ -281,7 +281,7 @@ def _regress(
             theta, x, weight = fill_zero_weight(batch, params.stats.example)
             y, context = jax.vmap(encode, (None, 0, 0))(params, theta, x)
             size = weight.size
-            num_each = num_draws or default_num_draws(size)
+            num_each = num_draws or _default_num_draws(size)
             # Evenly spread over the batch, each angle still uniform by its shift.
             row, draw = jnp.arange(size)[:, None] / size, jnp.arange(num_each)
             shift = jax.random.uniform(shift_key, (), y.dtype)

@@ -10,17 +10,19 @@ where iqr' is the interquartile range over 1.349, the standard deviation of a
 normal with that range.  Within three such deviations the map is close to
 linear, beyond it grows like a logarithm.
 
-Positive quantities that spread over decades, such as populations and rates, are told
-apart by their ratios, which such a map loses where they are small.  Instead
+Positive quantities such as populations and rates are told apart by their ratios, which
+such a map loses where they are small.  Instead
 
     s = asinh(v / min),
 
-a logarithm of all that was seen, is taken where it makes the element much more normal:
-where the mean log-density of v under a normal y,
+a logarithm of all that was seen (but for what is 1e19 times smaller than the upper
+quartile, in float32), is taken where it makes the element more normal: where the mean
+log-density of v under a normal y,
 
     E log |dy / dv| + const,
 
-is larger by .1 nats or more (Box and Cox. An analysis of transformations, 1964).
+is larger by .1 nats or more (Box and Cox. An analysis of transformations, 1964), as it
+is for a log-normal of log-scale .5 or an exponential distribution.
 """
 
 from collections.abc import Callable
@@ -68,9 +70,9 @@ def zscore() -> Standardizer:
 def robust() -> Standardizer:
     """Squash by asinh around the median, then subtract the mean, divide by the sd.
 
-    Positive elements that are much closer to a log-normal than to a normal, like those
-    that spread over decades, are squashed around 0 instead, from their smallest value
-    on, so that y follows their logarithm.
+    Positive elements whose logarithm is clearly closer to a normal, like those that
+    spread over decades, are squashed around 0 instead, from their smallest value on, so
+    that y follows their logarithm.
 
     Elements whose middle half is constant (rare counts, say) take for a scale
     the median distance from it among the rows that differ.
@@ -91,8 +93,13 @@ def robust() -> Standardizer:
         Box, Cox. An analysis of transformations, 1964.
     """
 
+    def place(s: dict[str, Array], v: Array) -> Array:
+        """Spreads from the centre, finite for any finite v."""
+        u = (v - s["centre"]) / s["spread"]
+        return jnp.nan_to_num(u, nan=jnp.nan)
+
     def squash(s: dict[str, Array], v: Array) -> Array:
-        return jnp.arcsinh((v - s["centre"]) / s["spread"])
+        return jnp.arcsinh(place(s, v))
 
     def fit_leaf(values: Array, weight: Array) -> dict[str, Array]:
         low, median, high = _quantiles(values, weight, (0.25, 0.5, 0.75))
@@ -101,13 +108,13 @@ def robust() -> Standardizer:
         varies = spread > tiny
         spread = jnp.where(varies, spread, _median_step(values, median, weight))
         around = standardize(median, _LINEAR_RANGE * spread, values, weight)
-        least, largest = _range(values, weight)
-        smallest = jnp.maximum(least, jnp.finfo(values.dtype).tiny ** 0.5 * largest)
-        unit = jnp.where(least > 0, smallest, 1.0)
-        of_size = standardize(jnp.zeros_like(unit), unit, values, weight)
-        gain = fit_of(of_size, values, weight) - fit_of(around, values, weight)
-        by_size = varies & (least > 0) & (gain > _LEAST_GAIN)
-        return jax.tree.map(partial(jnp.where, by_size), of_size, around)
+        least = _least(values, weight)
+        unit = jnp.maximum(least, float(jnp.finfo(values.dtype).tiny) ** 0.5 * high)
+        unit = jnp.where(least > 0, unit, 1.0)
+        by_size = standardize(jnp.zeros_like(unit), unit, values, weight)
+        gain = normality(by_size, values, weight) - normality(around, values, weight)
+        use_size = varies & (least > 0) & (gain > _LEAST_GAIN)
+        return jax.tree.map(partial(jnp.where, use_size), by_size, around)
 
     def standardize(
         centre: Array, spread: Array, values: Array, weight: Array
@@ -116,7 +123,7 @@ def robust() -> Standardizer:
         loc, scale = _mean_and_sd(squash(stats, values), weight)
         return stats | {"loc": loc, "scale": scale}
 
-    def fit_of(s: dict[str, Array], values: Array, weight: Array) -> Array:
+    def normality(s: dict[str, Array], values: Array, weight: Array) -> Array:
         """Mean log-density of v where y is normal, up to a constant."""
         return _mean_and_sd(log_slope(s, values), weight)[0]
 
@@ -124,8 +131,8 @@ def robust() -> Standardizer:
         return s["centre"] + s["spread"] * jnp.sinh(s["loc"] + s["scale"] * y)
 
     def log_slope(s: dict[str, Array], v: Array) -> Array:
-        u = (v - s["centre"]) / s["spread"]
-        return -jnp.log(jnp.hypot(1.0, u)) - jnp.log(s["spread"]) - jnp.log(s["scale"])
+        slope = jnp.log(jnp.hypot(1.0, place(s, v)))
+        return -slope - jnp.log(s["spread"]) - jnp.log(s["scale"])
 
     return _leafwise(
         fit_leaf,
@@ -356,11 +363,10 @@ def _mean_and_sd(values: Array, weight: Array) -> tuple[Array, Array]:
     return mean, jnp.where(sd > floor, sd, 1.0)
 
 
-def _range(values: Array, weight: Array) -> tuple[Array, Array]:
-    """The smallest and the largest value of some weight, inf and -inf without any."""
+def _least(values: Array, weight: Array) -> Array:
+    """The smallest value of some weight, infinite without any."""
     w, v = _rows(weight, values)
-    least = jnp.min(jnp.where(w > 0, v, jnp.inf), axis=0)
-    return least, jnp.max(jnp.where(w > 0, v, -jnp.inf), axis=0)
+    return jnp.min(jnp.where(w > 0, v, jnp.inf), axis=0)
 
 
 def _median_step(values: Array, median: Array, weight: Array) -> Array:

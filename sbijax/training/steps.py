@@ -253,7 +253,8 @@ def _validation_loss(
 ) -> Array:
     """Loss of the averaged parameters on the validation rows, same key every time.
 
-    In batches as those of the training, for a loss may depend on how many rows it sees.
+    In batches of the size of those of the training, where there are as many rows: a
+    loss may depend on how many it sees.
     """
     size = state.rows.shape[0]
     batch_size = min(_batch_size(size, config), capacity)
@@ -268,7 +269,8 @@ def _validation_loss(
         here = jnp.sum(batch.weight)
         assert estimator.loss is not None
         loss = estimator.loss(params, jax.random.key(i), batch)
-        return total + here * loss, weight + here
+        # Of rows that all failed a loss may be NaN.
+        return total + jnp.where(here > 0, here * loss, 0.0), weight + here
 
     zero = jnp.zeros((), state.best_loss.dtype)
     num_chunks = -(-capacity // batch_size)

@@ -12,7 +12,7 @@ DATA = {
     "normal": RNG.normal(5.0, 2.0, (200, 3)),
     "heavy_tails": RNG.standard_cauchy((200, 2)) * 10.0,
     "lognormal": np.exp(3.0 * RNG.normal(size=(200, 2))),
-    "decades": np.logspace(-35.0, 12.0, 200),
+    "decades": np.logspace(-15.0, 12.0, 200),
     "counts": RNG.poisson(0.05, (200, 4)).astype(float),
     "one_outlier": np.concatenate([np.linspace(0.0, 1.0, 199), [1e6]]),
     "huge": np.concatenate([np.linspace(0.0, 1.0, 199), [1e25]]),
@@ -128,37 +128,50 @@ def test_robust_is_near_linear_in_the_bulk():
 
 
 @pytest.mark.parametrize(
-    ("values", "by_ratio"),
+    ("draw", "by_ratio"),
     [
-        (RNG.lognormal(2.0, 3.0, 5_000), True),
-        (RNG.lognormal(2.0, 0.2, 5_000), False),
-        (RNG.exponential(1.0, 5_000), True),
-        (RNG.uniform(0.0, 1.0, 5_000), False),
-        (RNG.normal(100.0, 1.0, 5_000), False),
-        (RNG.standard_cauchy(5_000), False),
-        (-RNG.lognormal(2.0, 3.0, 5_000), False),
-        (np.append(RNG.lognormal(2.0, 3.0, 5_000), 0.0), False),
-        (np.append(RNG.normal(100.0, 1.0, 5_000), 1e6), False),
+        (lambda rng: rng.lognormal(2.0, 3.0, 5_000), True),
+        (lambda rng: np.append(rng.lognormal(2.0, 3.0, 5_000), 1e25), True),
+        (lambda rng: rng.lognormal(2.0, 0.2, 5_000), False),
+        (lambda rng: rng.exponential(1.0, 5_000), True),
+        (lambda rng: rng.uniform(0.0, 1.0, 5_000), False),
+        (lambda rng: rng.normal(100.0, 1.0, 5_000), False),
+        (lambda rng: np.append(rng.normal(100.0, 1.0, 5_000), 1e6), False),
+        (lambda rng: rng.standard_cauchy(5_000), False),
+        (lambda rng: -rng.lognormal(2.0, 3.0, 5_000), False),
+        (lambda rng: np.append(rng.lognormal(2.0, 3.0, 5_000), 0.0), False),
     ],
 )
-def test_positive_elements_of_many_sizes_are_told_apart_by_ratios(values, by_ratio):
-    _, stats = fit("robust", values)
-    low, high = np.quantile(np.abs(values), [0.02, 0.98]) * np.sign(values[0])
-    forward = jax.vmap(lambda v: robust().forward(stats, v))
-    low, low_twice, high, high_twice = forward(
-        jnp.array([low, 2 * low, high, 2 * high])
+def test_positive_elements_of_many_sizes_are_told_apart_by_ratios(draw, by_ratio):
+    for seed in range(3):
+        values = draw(np.random.default_rng(seed))
+        _, stats = fit("robust", values)
+        low, high = np.quantile(values, [0.02, 0.98])
+        places = jnp.array([low, 2.0 * low, high, 2.0 * high])
+        y = jax.vmap(lambda v, stats=stats: robust().forward(stats, v))(places)
+        # Twice as much is as far everywhere: of a normal of 100 it is not, by 1.26.
+        assert np.isclose(y[1] - y[0], y[3] - y[2], rtol=0.15) == by_ratio
+
+
+def test_weights_decide_whether_ratios_matter():
+    rng = np.random.default_rng(0)
+    values = np.concatenate(
+        [rng.lognormal(0.0, 3.0, 1_000), rng.normal(9.0, 1.0, 1_000)]
     )
-    equal = np.isclose(low_twice - low, high_twice - high, rtol=0.25)
-    assert equal == by_ratio
+    first = np.repeat([1.0, 0.0], 1_000)
+    for weight in (first, 1.0 - first):
+        _, alone = fit("robust", values[weight > 0])
+        _, weighted = fit("robust", values, weight)
+        for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(weighted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
 def test_sizes_of_all_decades_are_finite_and_inverted():
     values, stats = fit("robust", DATA["decades"])
     y = jax.vmap(lambda v: robust().forward(stats, v))(values)
     back = jax.vmap(lambda y: robust().inverse(stats, y))(y)
-    seen = values > 1e-6  # within half of the exponents of float32
-    np.testing.assert_allclose(back[seen], values[seen], rtol=1e-3)
-    for value in (0.0, -1.0, -1e30, 1e-38, 1e30):
+    np.testing.assert_allclose(back, values, rtol=1e-3)
+    for value in (0.0, -1.0, -1e30, 1e-38, 1e38):
         assert abs(robust().forward(stats, value)) < 20.0
         assert np.isfinite(robust().log_det(stats, value))
 

@@ -469,6 +469,25 @@ def test_rows_that_fail_do_not_stop_the_others():
     np.testing.assert_allclose(params.net["w"], [1.0, -0.5], atol=0.15)
 
 
+def test_rows_that_all_failed_do_not_count_in_the_validation():
+    def mean(params, key, batch):  # not finite where no row has weight
+        residual = batch.theta - batch.x @ params.net["w"] - params.net["bias"]
+        return jnp.sum(batch.weight * residual**2) / jnp.sum(batch.weight)
+
+    sims = linear_data(200, weighted=False)
+    sims = sims._replace(weight=jnp.where(jnp.arange(200) < 60, 1.0, 0.0))
+    config = CONFIG._replace(batch_size=8, max_epochs=5, validation_fraction=0.5)
+    _, info = fit(
+        jax.random.key(0),
+        estimator_of(ZEROS, mean),
+        sims,
+        config=config,
+        learning_rate=3e-2,
+        weight_decay=0.0,
+    )
+    assert np.all(np.isfinite(info.val_loss[: int(info.num_epochs)]))
+
+
 def test_few_rows_without_validation():
     for size in (1, 2):
         params, info = fit(
