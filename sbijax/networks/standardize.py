@@ -96,7 +96,8 @@ def robust() -> Standardizer:
     def place(s: dict[str, Array], v: Array) -> Array:
         """Spreads from the centre, finite for any finite v."""
         u = (v - s["centre"]) / s["spread"]
-        return jnp.nan_to_num(u, nan=jnp.nan)
+        largest = jnp.finfo(u.dtype).max
+        return jnp.where(jnp.isinf(v), v, jnp.clip(u, -largest, largest))
 
     def squash(s: dict[str, Array], v: Array) -> Array:
         return jnp.arcsinh(place(s, v))

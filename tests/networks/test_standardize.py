@@ -174,6 +174,9 @@ def test_sizes_of_all_decades_are_finite_and_inverted():
     for value in (0.0, -1.0, -1e30, 1e-38, 1e38):
         assert abs(robust().forward(stats, value)) < 20.0
         assert np.isfinite(robust().log_det(stats, value))
+    for value in (np.inf, -np.inf):  # what is no number is not made one
+        assert robust().forward(stats, value) == value
+    assert np.isnan(robust().forward(stats, np.nan))
 
 
 @pytest.mark.parametrize("kind", ["zscore", "robust"])
