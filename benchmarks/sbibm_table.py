@@ -39,9 +39,11 @@ FIGURES = README.with_name("figures")
 _MARKS = ("<!-- table of sbibm -->", "<!-- end of table -->")
 
 
-def _by_budget(
-    cells: dict[str, tuple[tuple[float, str], ...]],
-) -> dict[str, dict[int, tuple[float, str]]]:
+Known = dict[str, dict[int, tuple[float, str]]]
+
+
+def _by_budget(cells: dict[str, tuple[tuple[float, str], ...]]) -> Known:
+    """A score and its method for each task and number of simulations."""
     return {
         task: dict(zip((1_000, 10_000, 100_000), of_task, strict=True))
         for task, of_task in cells.items()
@@ -171,8 +173,7 @@ def _format(values: list[float] | None, bold: bool) -> str:
 
 
 def count_wins(
-    rows: list[dict[str, Any]],
-    known: dict[str, dict[int, tuple[float, str]]] = PUBLISHED,
+    rows: list[dict[str, Any]], known: Known = PUBLISHED
 ) -> tuple[int, int, int]:
     """Cells where the best method, and NPE, are below what is known; all measured."""
     cells = mean_by_cell(rows)
