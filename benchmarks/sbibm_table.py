@@ -14,6 +14,7 @@ Reference:
     Miller, Weniger, Forre, "Contrastive neural ratio estimation", 2022.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -260,9 +261,13 @@ def replace_table(text: str, table: str) -> str:
 
 
 def draw_figure(rows: list[dict[str, Any]]) -> Figure:
-    """C2ST against the number of simulations, a panel per task."""
+    """C2ST against the number of simulations, a panel per task.
+
+    Methods that have one number of simulations in each task make no line.
+    """
     cells = mean_by_cell(rows)
-    methods = sorted({method for *_, method in cells if method != _ONLINE})
+    num_budgets = Counter((task, method) for task, _, method in cells)
+    methods = sorted({m for (_, m), num in num_budgets.items() if num > 1} - {_ONLINE})
     figure, panels = grid_figure(len(TASKS), max_columns=5)
     for axes, task in zip(panels, TASKS, strict=True):
         for known, label, line in (

@@ -190,6 +190,7 @@ def test_figure_has_a_panel_per_task_with_its_lines(tmp_path):
     np.testing.assert_allclose(lines["nle"], [0.70, 0.78])
     np.testing.assert_allclose(lines["best published"], [0.946, 0.771, 0.699])
     np.testing.assert_allclose(lines["best sequential"], [0.921, 0.713, 0.578])
+    assert len(lines) == 3, "npe has one number of simulations"
 
 
 def test_rows_are_kept_one_by_one(tmp_path):
