@@ -22,7 +22,7 @@ from tests.samplers.targets import (
 
 SAMPLERS = {
     "nuts": nuts(),
-    "hmc": hmc(),
+    "hmc": hmc(num_warmup=1000),
     "mala": mala(thin=10),
     "slice_sampling": slice_sampling(),
 }
@@ -35,19 +35,28 @@ SHORT = {
 }
 
 
+# Some trajectories end behind a wall however short they are.
+BESIDE_A_WALL = {"hmc": hmc(target_acceptance=0.65)}
+# Some chains on the banana have a hundredth as many draws that are independent.
+NUM_DRAWS = 40_000
+
+
 @functools.cache
-def compiled(name):
+def compiled(sampler):
     """One program for all targets."""
 
     def draw(key, index):
-        return SAMPLERS[name](key, pick(index), num_samples=4000)
+        return sampler(key, pick(index), num_samples=NUM_DRAWS)
 
     return jax.jit(draw)
 
 
 @functools.cache
 def run(name, target, seed=0):
-    return compiled(name)(jax.random.key(seed), index_of(target))
+    sampler = SAMPLERS[name]
+    if target == "half_nan":
+        sampler = BESIDE_A_WALL.get(name, sampler)
+    return compiled(sampler)(jax.random.key(seed), index_of(target))
 
 
 @pytest.mark.slow
@@ -76,7 +85,7 @@ def test_half_normal_at_its_bound(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_info_is_laid_out_by_dimension_and_chain(name):
     chains, info = run(name, "gaussian")
-    assert chains.shape == (4, 1000, 3)
+    assert chains.shape == (4, NUM_DRAWS // 4, 3)
     assert info.rhat.shape == info.ess.shape == (3,)
     assert info.acceptance.shape == (4,)
     assert int(info.num_divergent) == 0
