@@ -26,6 +26,7 @@ from jax.scipy.stats import norm
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 
+from sbijax._quantiles import QuantileTable, tabulate
 from sbijax.base import Array, Prior, PyTree
 from sbijax.checks import check_key, describe
 
@@ -176,7 +177,7 @@ def to_real(d: dist.Distribution) -> SiteBijection:
 
     def forward(value: Array) -> Array:
         z = transform._inverse(_clamp(d.support, jnp.asarray(value)))
-        return z if bound is None else jnp.clip(jnp.nan_to_num(z), -bound, bound)
+        return z if bound is None else jnp.clip(jnp.nan_to_num(z), *bound)
 
     def inverse(z: Array) -> Array:
         return _clamp(d.support, transform(z))
@@ -192,7 +193,8 @@ def to_normal(d: dist.Distribution) -> SiteBijection:
     """The bijection that turns `d` into a standard normal, where it is known.
 
     Normal, log-normal and multivariate normal distributions are whitened in
-    closed form; other univariate distributions go through their cdf; the rest
+    closed form; other univariate distributions go through their cdf, gamma, beta
+    and Student's t distributions through a table of their quantiles; the rest
     (simplices, matrices, distributions without a quantile function) fall back
     on `to_real`.
 
@@ -212,6 +214,9 @@ def to_normal(d: dist.Distribution) -> SiteBijection:
         return _log_affine(base.loc, base.scale, shape)
     if type(base) is dist.MultivariateNormal and shape == base.event_shape:
         return _whitening(base.loc, base.scale_tril, shape)
+    table = tabulate(base)
+    if table is not None:
+        return _through_table(base, table, to_real(d))
     if base.event_shape == () and _has_quantile(base):
         return _through_cdf(base, shape)
     return to_real(d)
@@ -265,6 +270,26 @@ def _through_cdf(d: dist.Distribution, shape: tuple[int, ...]) -> SiteBijection:
     return SiteBijection(forward, inverse, log_det, shape)
 
 
+def _through_table(
+    d: dist.Distribution, table: QuantileTable, real: SiteBijection
+) -> SiteBijection:
+    """Normals to the real line by the table, and from there into the support."""
+    columns = np.arange(math.prod(d.batch_shape)).reshape(d.batch_shape)
+    columns = np.broadcast_to(columns, real.shape)
+
+    def forward(value: Array) -> Array:
+        return table.inverse(real.forward(value), columns)
+
+    def inverse(z: Array) -> Array:
+        return real.inverse(table.forward(z, columns)[0])
+
+    def log_det(z: Array) -> Array:
+        y, log_slope = table.forward(z, columns)
+        return jnp.sum(log_slope) + real.log_det(y)
+
+    return SiteBijection(forward, inverse, log_det, real.shape)
+
+
 def _has_quantile(d: dist.Distribution) -> bool:
     """Whether `d` implements a cdf and its inverse."""
     try:
@@ -274,18 +299,21 @@ def _has_quantile(d: dist.Distribution) -> bool:
     return True
 
 
-def _coordinate_bound(support: Any) -> float | None:
-    """Largest coordinate that keeps the image finite, None where all do."""
+def _coordinate_bound(support: Any) -> tuple[float, float] | None:
+    """Coordinates between which the image is finite, None where all of them are."""
     inner = support
     while isinstance(inner, constraints.independent):
         inner = inner.base_constraint
     info = jnp.finfo(jnp.result_type(float))
+    tiny, eps = math.log(info.tiny), math.log(info.eps)
     half_lines = (constraints.positive, constraints.nonnegative)
     kinds = (type(constraints.greater_than(0.0)), type(constraints.less_than(0.0)))
     if inner in half_lines or isinstance(inner, kinds):
-        return -math.log(info.tiny)
+        return tiny, -tiny
+    if inner is constraints.unit_interval:
+        return tiny, -eps
     if inner is constraints.simplex or hasattr(inner, "upper_bound"):
-        return -math.log(info.eps)
+        return eps, -eps
     return None
 
 

@@ -137,28 +137,41 @@ def spline(*, num_bins: int = 8, bound: float = 5.0, gain: float = 1.0) -> Eleme
         y_k, z_k, w, h, d0, d1 = select(safe, params, of_heights=False)
         # Never below 0; a clip there would halve the gradient on every knot.
         s, xi = h / w, jnp.minimum((safe - y_k) / w, 1.0)
-        mix = xi * (1.0 - xi)
-        below = s + (d0 + d1 - 2.0 * s) * mix
-        z = z_k + h * (s * xi**2 + d0 * mix) / below
-        top = d1 * xi**2 + 2.0 * s * mix + d0 * (1.0 - xi) ** 2
-        log_slope = 2.0 * jnp.log(s) + jnp.log(top) - 2.0 * jnp.log(below)
-        return jnp.where(inside, z, y), jnp.where(inside, log_slope, 0.0)
+        rise, log_slope = rational_quadratic(xi, h, s, d0, d1)
+        return jnp.where(inside, z_k + rise, y), jnp.where(inside, log_slope, 0.0)
 
     def inverse(z: Array, params: Array) -> Array:
         inside = jnp.abs(z) < bound
         safe = jnp.where(inside, z, 0.0)
         y_k, z_k, w, h, d0, d1 = select(safe, params, of_heights=True)
-        s, rise = h / w, safe - z_k
-        curve = d0 + d1 - 2.0 * s
-        a = h * (s - d0) + rise * curve
-        b = h * d0 - rise * curve
-        c = -s * rise
-        root = jnp.sqrt(jnp.maximum(b**2 - 4.0 * a * c, 0.0))
-        # Of the two forms of the root, the one whose sum does not cancel.
-        tiny = jnp.finfo(root.dtype).tiny
-        usual = 2.0 * c / jnp.minimum(-b - root, -tiny)
-        steep = (root - b) / jnp.where(b < 0.0, 2.0 * a, 1.0)
-        xi = jnp.minimum(jnp.where(b < 0.0, steep, usual), 1.0)
+        xi = rational_quadratic_inverse(safe - z_k, h, h / w, d0, d1)
         return jnp.where(inside, y_k + w * xi, z)
 
     return Elementwise(3 * num_bins - 1, forward, inverse)
+
+
+def rational_quadratic(
+    xi: Array, h: Array | float, s: Array | float, d0: Array, d1: Array
+) -> tuple[Array, Array]:
+    """How far one bin of `spline` has risen at `xi` in [0, 1], and the log-slope."""
+    mix = xi * (1.0 - xi)
+    below = s + (d0 + d1 - 2.0 * s) * mix
+    rise = h * (s * xi**2 + d0 * mix) / below
+    top = d1 * xi**2 + 2.0 * s * mix + d0 * (1.0 - xi) ** 2
+    return rise, 2.0 * jnp.log(s) + jnp.log(top) - 2.0 * jnp.log(below)
+
+
+def rational_quadratic_inverse(
+    rise: Array, h: Array | float, s: Array | float, d0: Array, d1: Array
+) -> Array:
+    """Where in [0, 1] one bin of `spline` has risen by `rise`."""
+    curve = d0 + d1 - 2.0 * s
+    a = h * (s - d0) + rise * curve
+    b = h * d0 - rise * curve
+    c = -s * rise
+    root = jnp.sqrt(jnp.maximum(b**2 - 4.0 * a * c, 0.0))
+    # Of the two forms of the root, the one whose sum does not cancel.
+    tiny = jnp.finfo(root.dtype).tiny
+    usual = 2.0 * c / jnp.minimum(-b - root, -tiny)
+    steep = (root - b) / jnp.where(b < 0.0, 2.0 * a, 1.0)
+    return jnp.minimum(jnp.where(b < 0.0, steep, usual), 1.0)
