@@ -193,10 +193,11 @@ def to_normal(d: dist.Distribution) -> SiteBijection:
     """The bijection that turns `d` into a standard normal, where it is known.
 
     Normal, log-normal and multivariate normal distributions are whitened in
-    closed form; other univariate distributions go through their cdf, gamma, beta
-    and Student's t distributions through a table of their quantiles; the rest
-    (simplices, matrices, distributions without a quantile function) fall back
-    on `to_real`.
+    closed form; gamma, beta and Student's t distributions go through a table of
+    their quantiles, if their parameters are numbers or arrays of NumPy (neither
+    drawn nor made by jax.numpy inside of a model); other univariate distributions
+    go through their cdf; the rest (simplices, matrices, distributions without a
+    quantile function) fall back on `to_real`.
 
     Example:
         >>> import numpyro.distributions as dist
@@ -264,30 +265,30 @@ def _through_cdf(d: dist.Distribution, shape: tuple[int, ...]) -> SiteBijection:
         # Beyond the bound the cdf has no digits left: the image stays put.
         return _clamp(d.support, d.icdf(ndtr(jnp.clip(z, -bound, bound))))
 
-    def log_det(z: Array) -> Array:
-        return jnp.sum(norm.logpdf(z) - d.log_prob(inverse(z)))
-
-    return SiteBijection(forward, inverse, log_det, shape)
+    return SiteBijection(forward, inverse, _as_normal(d, inverse), shape)
 
 
 def _through_table(
     d: dist.Distribution, table: QuantileTable, real: SiteBijection
 ) -> SiteBijection:
     """Normals to the real line by the table, and from there into the support."""
-    columns = np.arange(math.prod(d.batch_shape)).reshape(d.batch_shape)
-    columns = np.broadcast_to(columns, real.shape)
+    bound = _coordinate_bound(d.support)
 
     def forward(value: Array) -> Array:
-        return table.inverse(real.forward(value), columns)
+        return table.inverse(jnp.nan_to_num(real.forward(value)))
 
     def inverse(z: Array) -> Array:
-        return real.inverse(table.forward(z, columns)[0])
+        y = table.forward(z)
+        return real.inverse(y if bound is None else jnp.clip(y, *bound))
 
-    def log_det(z: Array) -> Array:
-        y, log_slope = table.forward(z, columns)
-        return jnp.sum(log_slope) + real.log_det(y)
+    return SiteBijection(forward, inverse, _as_normal(d, inverse), real.shape)
 
-    return SiteBijection(forward, inverse, log_det, real.shape)
+
+def _as_normal(
+    d: dist.Distribution, inverse: Callable[[Array], Array]
+) -> Callable[[Array], Array]:
+    """The log-determinant under which p(z) is normal, wherever the image may stop."""
+    return lambda z: jnp.sum(norm.logpdf(z) - d.log_prob(inverse(z)))
 
 
 def _has_quantile(d: dist.Distribution) -> bool:

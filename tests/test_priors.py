@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro.distributions import constraints
 
 import sbijax as sj
+from sbijax._quantiles import tabulate
 from sbijax.priors import SiteBijection, to_normal, to_real
 
 
@@ -220,6 +221,12 @@ def test_to_normal_is_standard_normal(found):
 
 
 INTEGRABLE = ("lognormal", "uniform", "beta", "gamma", "truncated", "mixture")
+# Under a float32, much of the mass is next to a bound.
+POLES = {
+    "beta": dist.Beta(1.0, 0.1),
+    "beta_both": dist.Beta(0.1, 0.1),
+    "gamma": dist.Gamma(0.05, 1.0),
+}
 
 
 @pytest.mark.parametrize("pair", pairs(INTEGRABLE, INTEGRABLE[:5]))
@@ -233,6 +240,16 @@ def test_density_in_vector_space_sums_to_one(pair):
     total = np.trapezoid(np.exp(np.asarray(log_p, float)), np.asarray(z[:, 0], float))
     assert not np.any(np.isnan(log_p))
     np.testing.assert_allclose(total, 1.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", POLES)
+def test_density_beside_a_pole_is_normal(name):
+    prior = sj.make_prior(POLES[name])
+    z = jnp.linspace(-12.0, 12.0, 4_801)[:, None]
+    log_p = jax.jit(
+        jax.vmap(lambda z: prior.log_prob(prior.from_vector(z)) + prior.log_det(z))
+    )(z)
+    np.testing.assert_allclose(log_p, scipy.stats.norm.logpdf(z[:, 0]), atol=1e-3)
 
 
 ORACLES = {
@@ -262,6 +279,7 @@ TABLES = {
     "inverse_gamma": (dist.InverseGamma(3.0, 2.0), scipy.stats.invgamma(3.0, scale=2)),
     "beta": (dist.Beta(2.0, 3.0), scipy.stats.beta(2.0, 3.0)),
     "beta_pole": (dist.Beta(0.5, 0.5), scipy.stats.beta(0.5, 0.5)),
+    "beta_half": (dist.Beta(0.5, 2.0), scipy.stats.beta(0.5, 2.0)),
     "beta_mean": (dist.BetaProportion(0.9, 50.0), scipy.stats.beta(45.0, 5.0)),
     "student": (dist.StudentT(4.0, 1.0, 2.0), scipy.stats.t(4.0, 1.0, 2.0)),
     "cauchy": (dist.StudentT(1.0), scipy.stats.t(1.0)),
@@ -302,13 +320,37 @@ def test_a_batch_is_tabulated_by_column():
     np.testing.assert_allclose(exact, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("d", [dist.Gamma(0.01, 1.0), dist.StudentT(0.05)])
-def test_values_beyond_a_table_go_another_way(d):
-    prior = sj.make_prior(d)
-    z = jnp.array([[-1.0], [0.5], [1.0]])
-    theta = jax.vmap(prior.from_vector)(z)
-    assert np.all(np.isfinite(theta))
-    assert np.all(np.isfinite(jax.vmap(prior.log_det)(z)))
+@pytest.mark.parametrize(
+    "d",
+    [
+        dist.Gamma(0.01, 1.0),  # below the smallest number
+        dist.InverseGamma(0.05, 1.0),  # beyond the largest
+        dist.Gamma(1e8, 1.0),  # too narrow for the numbers there
+        dist.StudentT(0.3),  # too heavy in the tails
+        dist.Normal(0.0, 1.0),  # known in closed form
+    ],
+)
+def test_what_a_table_cannot_hold_has_none(d):
+    assert tabulate(d) is None
+
+
+def test_equal_distributions_share_a_column():
+    table = tabulate(dist.Gamma(jnp.array([[2.0], [3.0], [2.0]]), jnp.ones(4)))
+    assert table.value.shape == (129, 2)
+    assert table.columns.tolist() == [[0] * 4, [1] * 4, [0] * 4]
+
+
+def test_gradients_through_a_table_are_finite():
+    f = to_normal(dist.Beta(0.5, 2.0))
+
+    def log_density(z):
+        return jnp.sum(f.inverse(z)) + f.log_det(z)
+
+    z = jnp.array([-40.0, -8.0, -1.0, 0.0, 0.125, 3.0, 8.0, 40.0])
+    assert np.all(np.isfinite(jax.vmap(jax.grad(log_density))(z)))
+    for value in (np.nan, np.inf, -np.inf):
+        for d in (dist.StudentT(4.0), dist.Gamma(2.0, 1.0), dist.Beta(2.0, 2.0)):
+            assert np.isfinite(to_normal(d).forward(jnp.array(value)))
 
 
 @pytest.mark.slow

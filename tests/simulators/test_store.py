@@ -240,7 +240,8 @@ def test_a_chunk_that_is_not_full_is_written_after_a_while(share, path, monkeypa
     monkeypatch.setattr(module.FolderSink, "flush", watched)
     run(20, path, sj.python_simulator(function))
     assert lengths == sorted(lengths)
-    assert 0 < lengths[1] < lengths[-1] == 20
+    assert any(0 < length < 20 for length in lengths)
+    assert lengths[-1] == 20
 
 
 def test_interrupted_run_keeps_what_is_finished(path, monkeypatch):
