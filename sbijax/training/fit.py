@@ -17,6 +17,7 @@ from sbijax.checks import check_key
 from sbijax.training.flat import flatten
 from sbijax.training.records import TrainConfig, TrainInfo, TrainState, is_done
 from sbijax.training.steps import (
+    default_learning_rate,
     default_weight_decay,
     end_epoch,
     start_optimizer,
@@ -33,10 +34,12 @@ def fit(
     sims: Simulations,
     *,
     config: TrainConfig = TrainConfig(),
-    learning_rate: float | Array = 5e-3,
+    learning_rate: float | Array | None = None,
     weight_decay: float | Array | None = None,
 ) -> tuple[Params, TrainInfo]:
     """Train an estimator: pure, so that it may be jitted, vmapped and scanned."""
+    if learning_rate is None:
+        learning_rate = default_learning_rate(estimator)
     if weight_decay is None:
         weight_decay = default_weight_decay(sims.weight.shape[0])
     state = init_state(

@@ -34,7 +34,7 @@ from sbijax.training.reading import (
 from sbijax.training.records import TrainConfig, TrainInfo, TrainState, is_done
 from sbijax.training.reports import report_outside, report_run, report_weights
 from sbijax.training.settings import check_rates, make_config
-from sbijax.training.steps import default_weight_decay
+from sbijax.training.steps import default_learning_rate, default_weight_decay
 from sbijax.training.stream import (
     open_stream,
     read_sample,
@@ -53,7 +53,7 @@ def train(
     estimator: Estimator,
     sims: Simulations | LazySimulations,
     *,
-    learning_rate: float | Array = 5e-3,
+    learning_rate: float | Array | None = None,
     weight_decay: float | Array | None = None,
     batch_size: int | None = None,
     buffer_size: int | None = None,
@@ -89,7 +89,8 @@ def train(
         estimator: what to train.
         sims: `Simulations`, or `LazySimulations` such as those of
             `open_simulations`; rows with non-finite entries get weight 0.
-        learning_rate: of Adam; may be traced.
+        learning_rate: of Adam, by default 5e-3, of flow and score matching 2e-3;
+            may be traced.
         weight_decay: decoupled decay of weight matrices to begin with, by default
             25 / N^.5 and at most 2; may be traced.
         batch_size: rows per step, by default N / 100 within 50 and 500; more
@@ -142,6 +143,8 @@ def train(
     config = make_config(
         batch_size, max_epochs, validation_fraction, patience, num_decays, optimizer
     )
+    if learning_rate is None:
+        learning_rate = default_learning_rate(estimator)
     if buffer_size is not None:
         buffer_size = check_count(buffer_size, "buffer_size")
     if is_lazy(sims):
